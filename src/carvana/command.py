@@ -20,14 +20,19 @@ FoldsOption = Annotated[Path, typer.Option("--folds", help="Table of folds: car,
 CarsOption = Annotated[
     Path | None, typer.Option("--cars", help="Use only the cars that this file lists, one id a line.")
 ]
+TtaOption = Annotated[str, typer.Option("--tta", help="Views averaged beside the photo itself: none, or hflip.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Photos at once on the device.")]
+WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Loader processes.")]
 
 INPUT, RUNS, FOLDS = REPOSITORY / "input", REPOSITORY / "runs", REPOSITORY / "folds" / "folds.csv"
 
 
 def run(main: Callable) -> None:
     """Runs a script's `main` with its arguments; a user's mistake ends in its own line(s) and exit status 2."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
     try:
-        typer.run(main)
+        app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,7 @@
-"""What a run tells: lines for people, progress bars, and JSON lines for programs."""
+"""What a run tells: lines for people, progress bars, JSON lines for programs; and files that appear whole."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -9,16 +10,31 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+LOGGER = logging.getLogger("carvana")
+LOGGER.setLevel(logging.INFO)
+
 
 def say(message: str) -> None:
-    """Prints one line without breaking a progress bar in two."""
-    tqdm.write(message, file=sys.stderr)
+    """Prints one line to stderr, without breaking a progress bar in two."""
+    if LOGGER.isEnabledFor(logging.INFO):
+        tqdm.write(message, file=sys.stderr)
+
+
+def silence() -> None:
+    """Leaves the talking to another process: no lines and no bars from this one."""
+    LOGGER.setLevel(logging.WARNING)
 
 
 def progress(items: Iterable, description: str, total: int | None = None, unit: str = "photo", **options):
-    """A bar with rate and time left; in a log file, one line every half minute instead of ten a second."""
+    """A bar with rate and time left; in a log file, a line every half minute instead of ten a second."""
     interval = 0.2 if sys.stderr.isatty() else 30.0
-    options = {"dynamic_ncols": True, "leave": False, "mininterval": interval, "maxinterval": interval} | options
+    options = {
+        "dynamic_ncols": True,
+        "leave": False,
+        "mininterval": interval,
+        "maxinterval": interval,
+    } | options
+    options["disable"] = not LOGGER.isEnabledFor(logging.INFO)
     return tqdm(items, desc=description, total=total, unit=unit, **options)
 
 
@@ -34,15 +50,17 @@ def replacing(path: Path):
         temporary.unlink(missing_ok=True)
 
 
-def append_record(path: Path, record: dict) -> None:
-    """Adds one JSON line."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def write_records(path: Path, records: list[dict]) -> None:
+    """Writes one JSON line a record."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[dict]:
-    """The JSON lines of a file, none if it is absent; a last line cut by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The JSON lines of a file; none if it is absent."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_json(path: Path, content: dict) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

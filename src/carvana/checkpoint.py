@@ -1,0 +1,70 @@
+"""One `.safetensors` file per fold: the weights, and in its metadata all that is needed to use and to trust them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from carvana.config import Config, parse_config
+from carvana.errors import InputError
+from carvana.log import replacing
+from carvana.models import Segmenter, build_model
+from carvana.provenance import file_digest, git_commit, versions
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model (in eval mode, on the CPU) and what its file says of it."""
+
+    path: Path
+    model: Segmenter
+    config: Config
+    fold: int
+    epoch: int
+    dice: float
+    folds_digest: str
+    digest: str
+
+
+def save_checkpoint(
+    path: Path, model: Segmenter, config: Config, fold: int, epoch: int, dice: float, folds_digest: str
+) -> None:
+    """Writes the file whole or not at all. `dice` is the fold's, per image at photo size, without TTA."""
+    facts = {
+        "fold": fold, "epoch": epoch, "dice": dice, "folds_digest": folds_digest,
+        "commit": git_commit(), "versions": versions(), "config": config.model_dump(mode="json"),
+    }  # fmt: skip
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in facts.items()})
+
+
+def read_facts(path: Path) -> dict:
+    """The metadata of a checkpoint, without its weights. Raises InputError if it is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a readable checkpoint ({error}); train the fold again or fetch it again"
+        ) from None
+    if "config" not in facts or "folds_digest" not in facts:
+        raise InputError(f"{path}: weights without this project's metadata; give a best.safetensors of src/train.py")
+    return facts
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Rebuilds the model from the file alone. Raises InputError naming it if it cannot be used."""
+    facts = read_facts(path)
+    config = parse_config(facts["config"], str(path))
+    model = build_model(config.model, pretrained=False)
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from None
+    kept = {key: facts[key] for key in ("fold", "epoch", "dice", "folds_digest")}
+    return Checkpoint(path, model.eval(), config, digest=file_digest(path), **kept)

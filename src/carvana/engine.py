@@ -1,0 +1,148 @@
+"""One epoch of training, in the open."""
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.utils.data import DataLoader
+
+from carvana.config import Config
+from carvana.errors import InputError
+from carvana.log import progress, say
+from carvana.losses import Loss
+from carvana.optim import rate_factor, set_rate
+from carvana.state import Progress
+
+BAD_STEPS_ALLOWED = 10
+STEPS_BETWEEN_CLOCK_CHECKS = 10
+
+
+@dataclass
+class Learner:
+    """All that one fold's training changes."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    ema: ModelEmaV3
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    progress: Progress
+    config: Config
+
+
+class OutOfTime(Exception):
+    """The time given to a run is over in the middle of an epoch."""
+
+
+def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> dict[str, float]:
+    """Steps through the loader once; returns the mean loss and the number of skipped steps.
+
+    A step whose loss or gradient is not finite is skipped; ten in a row raise InputError. Raises OutOfTime once
+    `time.monotonic()` is past `deadline`.
+    """
+    config, state, accelerator = learner.config, learner.progress, learner.accelerator
+    steps = config.train.epochs * len(loader)
+    total, skipped, bad_in_a_row = 0.0, 0, 0
+    learner.model.train()
+    bar = progress(loader, f"epoch {state.epoch + 1}/{config.train.epochs}", unit="step")
+    for images, masks in bar:
+        check_clock(accelerator, state.step, deadline)
+        set_rate(learner.optimizer, rate_factor(state.step, steps, config.optim.warmup))
+        loss = forward_backward(learner, images.to(accelerator.device), masks.to(accelerator.device))
+        if update(learner, loss):
+            bad_in_a_row = 0
+            total += loss
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        else:
+            skipped, bad_in_a_row = skipped + 1, bad_in_a_row + 1
+            stop_if_hopeless(bad_in_a_row)
+        state.step += 1
+    return {"loss": total / max(1, len(loader) - skipped), "skipped_steps": skipped}
+
+
+def forward_backward(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> float:
+    """Accumulates the gradient of a batch's mean loss; out of memory, halves the micro-batch and starts it again."""
+    while True:
+        try:
+            return _accumulate(learner, images, masks)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        # Here, outside of the except block, nothing holds the failed step's tensors any more.
+        halve_micro_batch(learner)
+        learner.optimizer.zero_grad()
+        clear_device_cache(garbage_collection=True)
+
+
+def _accumulate(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> float:
+    size, total = learner.progress.micro_batch, torch.zeros((), device=images.device)
+    parts = list(zip(images.split(size), masks.split(size), strict=True))
+    for number, (some_images, some_masks) in enumerate(parts, start=1):
+        last = number == len(parts)
+        with nullcontext() if last else learner.accelerator.no_sync(learner.model):
+            logits = learner.model(some_images)
+            loss = learner.loss(logits, some_masks.float() / 255).sum() / len(images)
+            learner.accelerator.backward(loss)
+        total += loss.detach()
+    return total.item()
+
+
+def halve_micro_batch(learner: Learner) -> None:
+    state = learner.progress
+    advice = "choose a smaller data.size or encoder"
+    if state.micro_batch == 1:
+        raise InputError(f"out of memory with a single photo: {advice}")
+    if learner.accelerator.num_processes > 1:  # the others wait in this step's all-reduce: it cannot be begun again
+        raise InputError(f"out of memory: set train.micro_batch={state.micro_batch // 2}, or {advice}")
+    state.micro_batch //= 2
+    say(f"out of memory: going on with {state.micro_batch} photos at once, gradients accumulated to the same batch")
+
+
+def update(learner: Learner, loss: float) -> bool:
+    """One step of the optimizer and of the averaged weights; False if it had to be skipped."""
+    accelerator, model = learner.accelerator, learner.accelerator.unwrap_model(learner.model)
+    norm = accelerator.clip_grad_norm_(learner.model.parameters(), learner.config.optim.clip)
+    scaled = accelerator.scaler is not None
+    # Every process sees the same norm, also where only one had a bad loss. fp16's scaler overflows by design
+    # while it looks for its scale: it skips such steps itself and is to be told of them.
+    fine = bool(torch.isfinite(norm)) or (scaled and loss - loss == 0)
+    if fine:
+        learner.optimizer.step()
+        if not learner.optimizer.step_was_skipped:
+            learner.ema.update(model, learner.progress.step)
+    else:
+        if scaled:
+            learner.optimizer.step()
+        say(f"step {learner.progress.step}: loss {loss}, gradient norm {norm.item()}: step skipped")
+        restore_buffers(model, learner.ema.module)
+    learner.optimizer.zero_grad()
+    return fine
+
+
+@torch.no_grad()
+def restore_buffers(model: nn.Module, good: nn.Module) -> None:
+    """BatchNorm has already averaged the bad batch in: takes poisoned statistics from the averaged model."""
+    for buffer, good_buffer in zip(model.buffers(), good.buffers(), strict=True):
+        if not torch.isfinite(buffer).all():
+            buffer.copy_(good_buffer)
+
+
+def stop_if_hopeless(bad_in_a_row: int) -> None:
+    if bad_in_a_row == BAD_STEPS_ALLOWED:
+        raise InputError(
+            f"{bad_in_a_row} steps in a row had a loss or gradient that is not finite: "
+            "lower optim.lr, or set train.precision=no; the last whole epoch can be resumed"
+        )
+
+
+def check_clock(accelerator: Accelerator, step: int, deadline: float) -> None:
+    """Raises OutOfTime in all processes at once: their clocks differ, so the first one past it decides."""
+    if step % STEPS_BETWEEN_CLOCK_CHECKS == 0 and deadline != float("inf"):
+        late = torch.tensor(float(time.monotonic() > deadline), device=accelerator.device)
+        if accelerator.reduce(late).item() > 0:
+            raise OutOfTime

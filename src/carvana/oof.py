@@ -1,0 +1,115 @@
+"""Out-of-fold evaluation: every photo predicted by the fold that did not see its car, Dice per image at photo size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from carvana.checkpoint import Checkpoint, load_checkpoint
+from carvana.errors import InputError
+from carvana.folds import check_folds, folds_digest
+from carvana.images import Photos, angle_of, car_of
+from carvana.inference import Device, Member, fold_model, predict_photos
+from carvana.log import replacing, say, write_json
+from carvana.metrics import THRESHOLDS, dice_curve
+from carvana.provenance import git_commit, versions
+
+FLAT = 1e-5  # thresholds whose Dice differs by less are equally good; the one nearest 0.5 is taken
+
+
+def find_checkpoints(runs: Path, experiment: str) -> list[Path]:
+    """The best checkpoint of each trained fold. Raises InputError if there is none."""
+    paths = sorted((runs / experiment).glob("fold*/best.safetensors"))
+    if not paths:
+        raise InputError(f"{runs / experiment}: no trained fold there (fold*/best.safetensors); run src/train.py first")
+    return paths
+
+
+def load_folds(checkpoints: list[Path], digest: str) -> list[Checkpoint]:
+    """Raises InputError for a checkpoint of another table of folds: some of its training cars would be scored."""
+    loaded = [load_checkpoint(path) for path in checkpoints]
+    for checkpoint in loaded:
+        if checkpoint.folds_digest != digest:
+            raise InputError(f"{checkpoint.path}: trained with another table of folds; give that one with --folds")
+    return loaded
+
+
+def predict_oof(
+    checkpoints: list[Checkpoint], photos: Photos, folds: pd.DataFrame, views: list[str], device: Device,
+    batch_size: int = 4, num_workers: int = 2,
+) -> tuple[pd.DataFrame, np.ndarray]:  # fmt: skip
+    """One row image_id, car, angle, fold per photo, and its Dice at each of THRESHOLDS: (photos, 99).
+
+    Nothing else is kept of a photo. Photos of folds without a checkpoint are left out.
+    """
+    present = check_folds(folds, photos.cars).set_index("car")["fold"]
+    rows, curves = [], []
+    for checkpoint in checkpoints:
+        image_ids = [image_id for image_id in photos.image_ids if present[car_of(image_id)] == checkpoint.fold]
+        member = Member(checkpoint.config.data.geometry, fold_model(checkpoint, views, device))
+        predictions = predict_photos(
+            [member], photos, image_ids, device, masks=True, batch_size=batch_size, num_workers=num_workers,
+            description=f"fold {checkpoint.fold}",
+        )  # fmt: skip
+        for image_id, probs, mask in predictions:
+            rows.append((image_id, car_of(image_id), angle_of(image_id), checkpoint.fold))
+            curves.append(dice_curve(probs, mask).cpu().numpy())
+    return pd.DataFrame(rows, columns=["image_id", "car", "angle", "fold"]), np.stack(curves)
+
+
+def write_oof(
+    folder: Path, table: pd.DataFrame, curves: np.ndarray, checkpoints: list[Checkpoint], folds: pd.DataFrame,
+    views: list[str],
+) -> dict:  # fmt: skip
+    """Chooses the threshold, writes `oof.csv` and `oof.json` into `folder`, and returns the latter's content."""
+    mean_curve = curves.mean(axis=0)
+    threshold = best_threshold(mean_curve)
+    table = table.assign(dice=curves[:, THRESHOLDS.index(threshold)])
+    trained = {checkpoint.fold for checkpoint in checkpoints}
+    summary = {
+        "experiment": folder.name,
+        "dice": float(table["dice"].mean()),
+        "threshold": threshold,
+        "dice_at_half": float(mean_curve[THRESHOLDS.index(0.5)]),
+        "photos": len(table),
+        "cars": int(table["car"].nunique()),
+        "folds": {str(fold): float(dice) for fold, dice in table.groupby("fold")["dice"].mean().items()},
+        "folds_missing": sorted(set(folds["fold"].tolist()) - trained),
+        "tta": views,
+        "curve": {f"{t:.2f}": float(dice) for t, dice in zip(THRESHOLDS, mean_curve, strict=True)},
+        "checkpoints": {str(checkpoint.fold): checkpoint.digest for checkpoint in checkpoints},
+        "folds_digest": folds_digest(folds),
+        "commit": git_commit(),
+        "versions": versions(),
+    }
+    with replacing(folder / "oof.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6f")
+    write_json(folder / "oof.json", summary)
+    return summary
+
+
+def best_threshold(mean_curve: np.ndarray) -> float:
+    """Of the thresholds within FLAT of the best, the one nearest to 0.5."""
+    good = np.asarray(THRESHOLDS)[mean_curve >= mean_curve.max() - FLAT]
+    return float(good[np.abs(good - 0.5).argmin()])
+
+
+def choose_threshold(runs: Path, checkpoints: dict[str, list[Checkpoint]], views: list[str]) -> float:
+    """The mean of the experiments' out-of-fold thresholds, for their checkpoints by experiment.
+
+    Raises InputError if an experiment was not evaluated, or with other checkpoints than these.
+    """
+    thresholds = []
+    for experiment, used in checkpoints.items():
+        path = runs / experiment / "oof.json"
+        remedy = f"run src/evaluate.py {experiment}, or give --threshold"
+        if not path.exists():
+            raise InputError(f"{path}: missing, so there is no threshold yet: {remedy}")
+        summary = json.loads(path.read_text())
+        if summary["checkpoints"] != {str(c.fold): c.digest for c in used}:
+            raise InputError(f"{path}: of other checkpoints than those in {path.parent}: {remedy}")
+        if summary["tta"] != views:
+            say(f"note: {experiment} was evaluated with views {summary['tta']}, the submission has {views}")
+        thresholds.append(summary["threshold"])
+    return float(np.mean(thresholds))
