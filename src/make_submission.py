@@ -17,13 +17,14 @@ from carvana.checkpoint import Checkpoint, load_checkpoint
 from carvana.command import INPUT, RUNS, BatchOption, InputOption, RunsOption, TtaOption, WorkersOption, run
 from carvana.ensemble import Ensemble
 from carvana.errors import InputError
+from carvana.faults import find_faults
 from carvana.geometry import Size
 from carvana.images import Photos, open_test
 from carvana.inference import Device, Member, fold_model, local_device, predict_photos
 from carvana.log import say
 from carvana.oof import choose_threshold, find_checkpoints
 from carvana.rle import rle_encode
-from carvana.submission import find_faults, read_sample, write_submission
+from carvana.submission import read_sample, write_submission
 from carvana.tta import parse_views
 
 

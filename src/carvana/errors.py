@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The one error a user is meant to read, and how it lists names."""
 
 
 class InputError(Exception):
@@ -7,3 +7,8 @@ class InputError(Exception):
     The message names the file or key, what is wrong with it and the remedy, in one line; several faults are
     listed one a line. Scripts print it and exit with status 2, without a traceback.
     """
+
+
+def few(names: list) -> str:
+    """Up to five of the names, and how many more there are."""
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carvana.errors import InputError
+from carvana.errors import InputError, few
 from carvana.log import replacing
 
 COLUMNS = ["car", "pixels", "fold"]
@@ -52,7 +52,7 @@ def read_folds(path: Path) -> pd.DataFrame:
         if len(wrong):
             raise InputError(f"{path}: line {wrong.index[0] + 2}: {column} is {wrong.iloc[0]!r}, not a count")
     if repeated := sorted(set(folds.loc[folds["car"].duplicated(), "car"])):
-        raise InputError(f"{path}: listed twice: {_few(repeated)}; {remedy}")
+        raise InputError(f"{path}: listed twice: {few(repeated)}; {remedy}")
     return folds.astype({"pixels": "int64", "fold": "int64"})
 
 
@@ -63,13 +63,13 @@ def check_folds(folds: pd.DataFrame, cars: Iterable[str]) -> pd.DataFrame:
     """
     cars = sorted(set(cars))
     if missing := sorted(set(cars).difference(folds["car"])):
-        raise InputError(f"the table of folds lacks {_few(missing)}; create it anew or name another with --folds")
+        raise InputError(f"the table of folds lacks {few(missing)}; create it anew or name another with --folds")
     numbers = sorted(set(folds["fold"]))
     if len(numbers) < 2 or numbers != list(range(len(numbers))):
-        raise InputError(f"the folds are {_few(numbers)}; they must be numbered 0, 1, ... and at least two")
+        raise InputError(f"the folds are {few(numbers)}; they must be numbered 0, 1, ... and at least two")
     present = folds[folds["car"].isin(cars)].sort_values("car", ignore_index=True)
     if empty := sorted(set(numbers).difference(present["fold"])):
-        raise InputError(f"fold {_few(empty)} has none of the {len(cars)} cars present; create folds for these cars")
+        raise InputError(f"fold {few(empty)} has none of the {len(cars)} cars present; create folds for these cars")
     return present
 
 
@@ -77,8 +77,3 @@ def folds_digest(folds: pd.DataFrame) -> str:
     """SHA-256 in hexadecimal of the sorted `car,fold` lines: who is in which fold, in whatever row order."""
     lines = sorted(f"{car},{fold}\n" for car, fold in zip(folds["car"], folds["fold"], strict=True))
     return sha256("".join(lines).encode()).hexdigest()
-
-
-def _few(names: list) -> str:
-    """Up to five of the names, and how many more there are."""
-    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

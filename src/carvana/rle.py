@@ -46,8 +46,7 @@ def parse_rle(rle: str, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     starts, lengths = numbers[::2], numbers[1::2]
     _refuse(starts < 1, numbers, "starts before pixel 1")
     _refuse(lengths < 1, numbers, "is empty")
-    past = (starts > pixels) | (lengths > pixels - starts + 1)
-    _refuse(past, numbers, f"ends past the last pixel, {pixels}")
+    _refuse(lengths > pixels - starts + 1, numbers, f"ends past the last pixel, {pixels}")
     _refuse(starts[1:] <= starts[:-1], numbers[2:], "does not start after the pair before it", first=2)
     _refuse(starts[1:] < starts[:-1] + lengths[:-1], numbers[2:], "overlaps the pair before it", first=2)
     return starts, lengths

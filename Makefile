@@ -1,0 +1,63 @@
+PYTHON ?= python3
+BIN := .venv/bin
+EXPERIMENT ?= unet_lite0
+FOLD ?= all
+TTA ?= hflip
+DEMO := --input input/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint folds train evaluate submission
+
+help:  ## Lists the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo "  Settings: PYTHON=python3.12 (for a new .venv)  EXPERIMENT=$(EXPERIMENT)  FOLD=$(FOLD)  TTA=$(TTA)"
+
+demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a submission (about 5 minutes)
+	$(BIN)/python src/draw_demo_cars.py --output input/demo
+	$(BIN)/python src/create_folds.py $(DEMO) --num-folds 2 --output runs/demo/folds.csv --overwrite
+	$(BIN)/python src/train.py demo --fold all $(DEMO) --folds runs/demo/folds.csv --overwrite
+	$(BIN)/python src/evaluate.py demo --tta hflip $(DEMO) --folds runs/demo/folds.csv
+	$(BIN)/python src/make_submission.py demo --tta hflip $(DEMO) --output submissions/demo.csv.gz
+	$(BIN)/python src/check_submission.py submissions/demo.csv.gz $(DEMO)
+	$(BIN)/python src/score_submission.py submissions/demo.csv.gz --truth input/demo/test_masks
+	$(BIN)/python src/draw_overlays.py submissions/demo.csv.gz $(DEMO) --output runs/demo/overlays.jpg
+	@echo
+	@echo "Where everything lies:"
+	@echo "  input/demo/                drawn photos, masks, and the test cars' truth"
+	@echo "  runs/demo/fold*/           checkpoint, log and state of each fold"
+	@echo "  runs/demo/oof.json         out-of-fold Dice and threshold; oof.csv has it by photo"
+	@echo "  submissions/demo.csv.gz    the submission"
+	@echo "  runs/demo/overlays.jpg     predicted outlines on the test photos: look at it"
+
+test: .venv/installed-dev  ## Runs the test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev  ## Checks style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+folds: .venv/installed  ## Deals the cars in input/ to folds (folds/folds.csv is already there for all 318)
+	$(BIN)/python src/create_folds.py
+
+train: .venv/installed  ## Trains EXPERIMENT's FOLD (a number, 0,1 or all) on input/, continuing where it stopped
+	$(BIN)/python src/train.py $(EXPERIMENT) --fold $(FOLD) --resume
+
+evaluate: .venv/installed  ## Scores EXPERIMENT out-of-fold and chooses its threshold
+	$(BIN)/python src/evaluate.py $(EXPERIMENT) --tta $(TTA)
+
+submission: .venv/installed  ## Writes submissions/EXPERIMENT.csv.gz for the test photos in input/
+	$(BIN)/python src/make_submission.py $(EXPERIMENT) --tta $(TTA) --output submissions/$(EXPERIMENT).csv.gz
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is missing or older than 3.11: PYTHON=python3.12 make ... picks another"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv module: on Debian, apt install python3-venv"; exit 1; }
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

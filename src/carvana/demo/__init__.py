@@ -1,0 +1,1 @@
+"""Invented cars in an imagined studio: what `src/draw_demo_cars.py` draws."""

@@ -1,0 +1,65 @@
+"""What several tests share: a tiny model, a few drawn cars, and a clean accelerate for each test."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from carvana.config import parse_config
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+TINY = {
+    "name": "tiny",
+    "data": {"size": [32, 48], "num_workers": 0},
+    "model": {"encoder": "test_efficientnet", "pretrained": False, "decoder_channels": [8, 8, 8, 8, 8]},
+    "optim": {},
+    "train": {"epochs": 2, "batch_size": 8, "precision": "no"},
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps its first precision for the process; each test starts without one."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def tiny():
+    """Configuration of a model that trains in a second, with changes such as `train={"epochs": 1}`."""
+
+    def build(**changes):
+        settings = {key: TINY[key] | changes.get(key, {}) if isinstance(TINY[key], dict) else TINY[key] for key in TINY}
+        return parse_config(settings, "tiny")
+
+    return build
+
+
+def run_script(script: str, *arguments: object, check: bool = True, **options) -> subprocess.CompletedProcess:
+    """Runs a script as a user would, from another directory; fails with its output if it fails unexpectedly."""
+    command = [sys.executable, str(SRC / script), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, **options)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """A folder with input/ (4 drawn training cars and 1 test car, 96x144 pixels) and folds.csv (2 folds)."""
+    root = tmp_path_factory.mktemp("demo")
+    run_script(
+        "draw_demo_cars.py",
+        "--output",
+        root / "input",
+        "--train-cars",
+        4,
+        "--test-cars",
+        1,
+        "--size",
+        "96x144",
+        cwd=root,
+    )
+    run_script("create_folds.py", "--input", root / "input", "--num-folds", 2, "--output", root / "folds.csv", cwd=root)
+    return root

@@ -1,0 +1,62 @@
+import pytest
+from pydantic import ValidationError
+
+from carvana.command import EXPERIMENTS
+from carvana.config import Config, differences, load_experiment, parse_config
+from carvana.errors import InputError
+from carvana.models import build_model
+
+SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", SHIPPED)
+def test_shipped_experiments_load_and_say_what_they_are_for(experiment):
+    config = load_experiment(experiment, EXPERIMENTS)
+    assert config.name == experiment
+    assert build_model(config.model, pretrained=False).network.multiple in (16, 32)
+    assert (EXPERIMENTS / f"{experiment}.yaml").read_text().startswith("# ")
+
+
+def test_overrides_pass_through_validation():
+    config = load_experiment("demo", EXPERIMENTS, ["optim.lr=3e-4", "data.size=[64, 96]", "loss={bce: 2}"], name="x")
+    assert (config.optim.lr, config.data.size, config.loss, config.name) == (3e-4, (64, 96), {"bce": 2.0}, "x")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", r"optim\.lrr: no such setting; did you mean lr\?"),
+        ("optimizer.lr=1", "optimizer: no such setting; did you mean optim"),
+        ("optim.zzz=1", "optim.zzz: no such setting; choose from lr, encoder_lr_factor"),
+        ("optim.lr=-1", r"optim\.lr = -1: .*greater than 0"),
+        ("data.size=[512]", "data.size"),
+        ("data.fit=stretch", "data.fit = 'stretch': .*'resize' or 'pad'"),
+        ("loss={bcee: 1}", "no loss is named bcee; choose from bce, soft_dice"),
+        ("train.epochs=0", "train.epochs = 0: .*greater than 0"),
+        ("train.epochs", "write --set group.key=value"),
+        ("name.x=1", "name.x"),
+        ("train.epochs=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_setting_stops_with_key_value_and_what_is_allowed(override, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_experiment("demo", EXPERIMENTS, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_experiment_lists_the_known():
+    with pytest.raises(InputError, match=r"no such experiment; choose from .*demo"):
+        load_experiment("dmo", EXPERIMENTS)
+
+
+def test_config_is_frozen_and_survives_json():
+    config = Config(name="x")
+    with pytest.raises(ValidationError):
+        config.name = "y"
+    assert parse_config(config.model_dump(mode="json"), "test") == config
+
+
+def test_differences_name_the_settings():
+    one, other = Config(name="x"), parse_config({"name": "x", "optim": {"lr": 0.5}, "loss": {"bce": 1}}, "test")
+    assert differences(one, one) == []
+    assert differences(one, other) == ["loss.soft_dice: 1.0 -> None", "optim.lr: 0.001 -> 0.5"]

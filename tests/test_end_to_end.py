@@ -1,0 +1,145 @@
+"""The main job as a user runs it: scripts, on drawn cars, with a tiny network."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import SRC, run_script
+
+from carvana.checkpoint import load_checkpoint
+from carvana.log import read_records
+from carvana.submission import read_submission
+
+SETTINGS = """
+data: {size: [64, 96], num_workers: 1}
+model: {encoder: test_efficientnet, pretrained: false, decoder_channels: [16, 16, 16, 16, 16]}
+optim: {lr: 0.01}
+train: {epochs: 4, batch_size: 4, precision: "no"}
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(demo, tmp_path_factory):
+    """Two trained and evaluated folds in runs/, and a submission; what the scripts printed, by script."""
+    root = tmp_path_factory.mktemp("workplace")
+    (root / "tiny.yaml").write_text(SETTINGS)
+    data, where = ("--input", demo / "input"), ("--runs", root / "runs")
+    folds, output = ("--folds", demo / "folds.csv"), root / "tiny.csv.gz"
+    steps = {
+        "train.py": (root / "tiny.yaml", "--fold", "all", *data, *where, *folds),
+        "evaluate.py": ("tiny", "--tta", "hflip", *data, *where, *folds),
+        "make_submission.py": ("tiny", "--tta", "hflip", *data, *where, "--output", output),
+        "check_submission.py": (output, *data, "--size", "96x144"),
+        "score_submission.py": (output, "--truth", demo / "input" / "test_masks"),
+        "draw_overlays.py": (output, *data, "--output", root / "overlays.jpg", "--count", 4),
+    }
+    return root, {script: run_script(script, *arguments, cwd=root) for script, arguments in steps.items()}
+
+
+def test_folds_learn(workplace):
+    root, _ = workplace
+    oof = json.loads((root / "runs" / "tiny" / "oof.json").read_text())
+    assert oof["photos"] == 64
+    assert oof["folds_missing"] == []
+    assert oof["dice"] > 0.8  # an all-car mask has about 0.35
+
+
+def test_submission_is_whole_checked_and_scored(workplace, demo):
+    root, printed = workplace
+    rows = dict(read_submission(root / "tiny.csv.gz"))
+    sample = (demo / "input" / "sample_submission.csv").read_text().splitlines()[1:]
+    assert list(rows) == [line.split(",")[0] for line in sample]
+    assert "OK: 16 rows" in printed["check_submission.py"].stdout
+    assert "16 rows, checked" in printed["make_submission.py"].stdout
+    assert "Dice" in printed["score_submission.py"].stdout
+    assert (root / "overlays.jpg").stat().st_size > 1000
+
+
+def test_the_submission_is_the_mean_of_both_folds(workplace, demo):
+    """A CSV of one fold differs from that of both."""
+    root, _ = workplace
+    shutil.copytree(root / "runs" / "tiny" / "fold0", root / "runs" / "single" / "fold0")
+    single = root / "single.csv"
+    run_script(
+        "make_submission.py", "single", "--runs", root / "runs", "--input", demo / "input",
+        "--output", single, "--threshold", 0.5,
+    )  # fmt: skip
+    assert single.read_text() != (root / "tiny.csv.gz").read_bytes()
+    assert dict(read_submission(single)) != dict(read_submission(root / "tiny.csv.gz"))
+
+
+def test_two_processes_validate_each_photo_once(workplace, demo):
+    root, _ = workplace
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    script = [SRC / "train.py", root / "tiny.yaml", "--fold", 0, "--input", demo / "input", "--name", "pair"]
+    options = ["--runs", root / "runs", "--folds", demo / "folds.csv", "--set", "train.epochs=1"]
+    done = subprocess.run(map(str, command + script + options), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (record,) = read_records(root / "runs" / "pair" / "fold0" / "log.jsonl")
+    alone = read_records(root / "runs" / "tiny" / "fold0" / "log.jsonl")[0]
+    assert (record["processes"], record["photos"]) == (2, 32)
+    assert record["step"] * 2 == alone["step"]  # the training photos are shared
+    assert done.stderr.count("fold 0 epoch 1/1") == 1  # one process talks
+
+
+def test_a_killed_run_resumes_to_the_same_weights(workplace, demo):
+    root, _ = workplace
+    command = [SRC / "train.py", root / "tiny.yaml", "--fold", 1, "--input", demo / "input", "--name", "killed"]
+    command += ["--runs", root / "runs", "--folds", demo / "folds.csv"]
+    command = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log = root / "runs" / "killed" / "fold1" / "log.jsonl"
+    while process.poll() is None and len(read_records(log)) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 2 <= len(read_records(log)) < 4
+    subprocess.run([*command, "--resume"], check=True, capture_output=True, timeout=200)
+    whole, resumed = (
+        load_checkpoint(root / "runs" / name / "fold1" / "best.safetensors").model.state_dict()
+        for name in ("tiny", "killed")
+    )
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["nonesuch"], "no such experiment"),
+        ("train.py", ["demo", "--input", "nowhere"], "nowhere"),
+        ("train.py", ["demo", "--set", "optim.lrr=1"], "did you mean lr?"),
+        ("evaluate.py", ["nonesuch"], "no trained fold there"),
+        ("make_submission.py", ["tiny", "--output", "x.csv", "--tta", "spin"], "no view is named spin"),
+    ],
+)
+def test_mistakes_end_in_one_line(script, arguments, message, tmp_path):
+    result = run_script(script, *arguments, check=False, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faulty_photos_are_listed_before_training(demo, tmp_path):
+    data = tmp_path / "input"
+    shutil.copytree(demo / "input", data)
+    first, second = sorted((data / "train").iterdir())[:2]
+    first.write_bytes(first.read_bytes()[:2000])
+    (data / "train_masks" / f"{second.stem}_mask.gif").unlink()
+    result = run_script(
+        "train.py", "demo", "--input", data, "--folds", demo / "folds.csv", "--runs", tmp_path / "runs", check=False
+    )
+    assert result.returncode == 2
+    assert first.name in result.stderr
+    assert f"{second.stem}_mask.gif" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
