@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import typer
 
-from carvana.command import INPUT, InputOption, run
+from carvana.command import INPUT, CarsOption, InputOption, run
 from carvana.errors import InputError
 from carvana.images import Photos, open_test
 from carvana.log import progress, replacing
@@ -36,11 +36,12 @@ def main(
     output: OutputOption = Path("overlays.jpg"),
     count: CountOption = 20,
     columns: ColumnsOption = 4,
+    cars: CarsOption = None,
     seed: SeedOption = None,
 ):
     """Writes a picture of COUNT photos with the contour and a tint of the submitted masks."""
     picture = output if output.suffix.lower() in PICTURES else output / "overlays.jpg"
-    photos = open_test(input_root, part)
+    photos = open_test(input_root, part, cars)
     names = choose_names(file, photos, count, seed)
     tiles = [
         draw_tile(photos, name, rle)

@@ -6,7 +6,7 @@
 import resource
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import numpy as np
@@ -14,12 +14,12 @@ import typer
 
 from carvana.archive import Archive
 from carvana.checkpoint import Checkpoint, load_checkpoint
-from carvana.command import INPUT, RUNS, BatchOption, InputOption, RunsOption, TtaOption, WorkersOption, run
+from carvana.command import INPUT, RUNS, BatchOption, CarsOption, InputOption, RunsOption, TtaOption, WorkersOption, run
 from carvana.ensemble import Ensemble
 from carvana.errors import InputError
 from carvana.faults import find_faults
 from carvana.geometry import Size
-from carvana.images import Photos, open_test
+from carvana.images import Photos, car_of, open_test
 from carvana.inference import Device, Member, fold_model, local_device, predict_photos
 from carvana.log import say
 from carvana.oof import choose_threshold, find_checkpoints
@@ -37,11 +37,15 @@ def main(
     ] = None,
     input_root: InputOption = INPUT,
     runs: RunsOption = RUNS,
+    cars: CarsOption = None,
     batch_size: BatchOption = 4,
     num_workers: WorkersOption = 2,
 ) -> None:
     views, device = parse_views(tta), local_device()
-    names, photos = read_sample(Archive(input_root).read_file("sample_submission.csv")), open_test(input_root)
+    photos = open_test(input_root, cars_file=cars)
+    names = read_sample(Archive(input_root).read_file("sample_submission.csv"))
+    if cars:  # the rows of these cars only: for comparisons, not for Kaggle
+        names = [name for name in names if car_of(PurePath(name).stem) in set(photos.cars)]
     image_ids = match_sample(names, photos)
     checkpoints = {
         experiment: [load_checkpoint(path) for path in find_checkpoints(runs, experiment)] for experiment in experiments

@@ -52,7 +52,7 @@ def main(
         raise InputError("--resume and --overwrite: choose one")
     photos = open_train(input_root, cars)
     folds = read_folds(folds_file)
-    say(f"{len(photos.image_ids)} photos of {len(photos.cars)} cars in {input_root}")
+    say(f"{len(photos.image_ids)} photos of {len(photos.cars)} of the {len(folds)} cars in {folds_file}")
     chosen = [split_fold(photos, folds, number, runs, config.name) for number in parse_folds(fold, folds)]
     if process.is_main_process:
         photos.check()

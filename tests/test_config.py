@@ -34,7 +34,7 @@ def test_overrides_pass_through_validation():
         ("loss={bcee: 1}", "no loss is named bcee; choose from bce, soft_dice"),
         ("train.epochs=0", "train.epochs = 0: .*greater than 0"),
         ("train.epochs", "write --set group.key=value"),
-        ("name.x=1", "name.x"),
+        ("name=x", "name: it is the file's own"),
         ("train.epochs=[", "not valid YAML"),
     ],
 )

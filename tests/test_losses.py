@@ -9,7 +9,7 @@ def logits_of(probs: torch.Tensor) -> torch.Tensor:
 
 
 def images(*rows: list[float]) -> torch.Tensor:
-    return torch.tensor(rows)[:, None, None, :]
+    return torch.tensor(rows, dtype=torch.float32)[:, None, None, :]
 
 
 def test_ideal_prediction_costs_nothing():

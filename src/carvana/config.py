@@ -105,6 +105,8 @@ def load_experiment(experiment: str, folder: Path, overrides: list[str] = (), na
         raise InputError(f"{path}: must hold `group:` and `key: value` lines")
     for override in overrides:
         _override(settings, override)
+    if "name" in settings:
+        raise InputError(f"{path}: name: it is the file's own, or --name; take it out")
     return parse_config(settings | {"name": name or path.stem}, str(path))
 
 

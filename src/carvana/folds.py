@@ -53,7 +53,9 @@ def read_folds(path: Path) -> pd.DataFrame:
             raise InputError(f"{path}: line {wrong.index[0] + 2}: {column} is {wrong.iloc[0]!r}, not a count")
     if repeated := sorted(set(folds.loc[folds["car"].duplicated(), "car"])):
         raise InputError(f"{path}: listed twice: {few(repeated)}; {remedy}")
-    return folds.astype({"pixels": "int64", "fold": "int64"})
+    folds = folds.astype({"pixels": "int64", "fold": "int64"})
+    folds.attrs["source"] = str(path)
+    return folds
 
 
 def check_folds(folds: pd.DataFrame, cars: Iterable[str]) -> pd.DataFrame:
@@ -61,15 +63,17 @@ def check_folds(folds: pd.DataFrame, cars: Iterable[str]) -> pd.DataFrame:
 
     Raises InputError unless each of them has a row, and each fold (two or more, numbered from 0) has one.
     """
-    cars = sorted(set(cars))
+    cars, source = sorted(set(cars)), folds.attrs.get("source", "the table of folds")
     if missing := sorted(set(cars).difference(folds["car"])):
-        raise InputError(f"the table of folds lacks {few(missing)}; create it anew or name another with --folds")
+        raise InputError(f"{source}: lacks {few(missing)}; create it anew or name another with --folds")
     numbers = sorted(set(folds["fold"]))
     if len(numbers) < 2 or numbers != list(range(len(numbers))):
-        raise InputError(f"the folds are {few(numbers)}; they must be numbered 0, 1, ... and at least two")
+        raise InputError(f"{source}: the folds are {few(numbers)}; they must be numbered 0, 1, ... and at least two")
     present = folds[folds["car"].isin(cars)].sort_values("car", ignore_index=True)
     if empty := sorted(set(numbers).difference(present["fold"])):
-        raise InputError(f"fold {few(empty)} has none of the {len(cars)} cars present; create folds for these cars")
+        raise InputError(
+            f"{source}: fold {few(empty)} has none of the {len(cars)} cars present; create folds for these"
+        )
     return present
 
 

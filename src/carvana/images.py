@@ -56,9 +56,10 @@ def open_train(root: Path, cars_file: Path | None = None) -> "Photos":
     return photos if cars_file is None else photos.select(read_cars(cars_file))
 
 
-def open_test(root: Path, part: str = "test") -> "Photos":
-    """The photos of a part without masks in the folder `root`."""
-    return Photos(Archive(root).part(part))
+def open_test(root: Path, part: str = "test", cars_file: Path | None = None) -> "Photos":
+    """The photos of a part without masks in the folder `root`, of the cars that `cars_file` lists or of all."""
+    photos = Photos(Archive(root).part(part))
+    return photos if cars_file is None else photos.select(read_cars(cars_file))
 
 
 class Photos:

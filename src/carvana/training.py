@@ -48,7 +48,7 @@ def split_fold(photos: Photos, folds: pd.DataFrame, number: int, runs: Path, nam
     present = check_folds(folds, photos.cars)
     is_val = present["fold"] == number
     if not is_val.any():
-        raise InputError(f"--fold {number}: the table has folds 0 to {folds['fold'].max()}")
+        raise InputError(f"--fold {number}: the table has folds 0 to {present['fold'].max()}")
     train, val = photos.select(present.loc[~is_val, "car"]), photos.select(present.loc[is_val, "car"])
     return Fold(number, train, val, folds_digest(folds), runs / name / f"fold{number}")
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import timm
@@ -52,12 +53,18 @@ def find_weights(weights: str, encoder: str) -> Path:
 
 
 def _features(name: str, **options) -> nn.Module:
+    """The encoder's levels; InputError if they do not halve the size step by step, as plain transformers' do not."""
+    remedy = "take a convolutional or hierarchical one such as resnet34, convnext_tiny, tf_efficientnet_lite0"
     try:
-        return timm.create_model(name, features_only=True, **options)
+        encoder = timm.create_model(name, features_only=True, **options)
     except RuntimeError as error:
         if "features_only" not in str(error):
             raise
-        raise InputError(f"model.encoder={name}: timm gives no feature levels of it; use e.g. resnet34") from None
+        raise InputError(f"model.encoder={name}: timm gives no feature levels of it; {remedy}") from None
+    strides = encoder.feature_info.reduction()
+    if any(finer * 2 != coarser for finer, coarser in pairwise(strides)):
+        raise InputError(f"model.encoder={name}: has levels of strides {', '.join(map(str, strides))}; {remedy}")
+    return encoder
 
 
 def _download(name: str) -> nn.Module:
