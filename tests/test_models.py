@@ -62,9 +62,9 @@ def test_vanilla_unet_is_the_papers():
     """64-128-256-512-1024; the known parameter counts of this U-Net with BatchNorm, one class."""
     transposed = build_model(ModelConfig(architecture="vanilla_unet", upsampling="transposed"))
     assert sum(p.numel() for p in transposed.parameters()) == 31_037_633
-    assert [tuple(conv.weight.shape[:2]) for conv in (transposed.network.down4[1][0], transposed.network.outc)] == [
-        (1024, 512), (1, 64),
-    ]  # fmt: skip
+    deepest = transposed.network.contracting[-1][1][0][0]
+    assert tuple(deepest.weight.shape) == (1024, 512, 3, 3)
+    assert tuple(transposed.network.head.weight.shape) == (1, 64, 1, 1)
 
 
 def test_vanilla_unet_sees_mirrored_context():

@@ -1,5 +1,6 @@
 """Where a file came from: versions of the libraries, commit of the code, digest of a file."""
 
+import functools
 import hashlib
 import platform
 import subprocess
@@ -28,6 +29,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache  # the commit that a process started from, whatever is committed while it trains
 def git_commit() -> str:
     """The commit of this code, with `-dirty` if tracked files differ from it; `unknown` outside a repository."""
     folder = Path(__file__).resolve().parent

@@ -6,19 +6,9 @@ from torch import nn
 
 from carvana.config import ModelConfig
 from carvana.errors import InputError
+from carvana.models.blocks import ConvNormAct
 from carvana.models.depthwise import replace_slow_depthwise
 from carvana.models.encoder import create_encoder
-
-
-class ConvNormAct(nn.Sequential):
-    """3x3 convolution, BatchNorm, ReLU: size unchanged."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
 
 
 class DecoderBlock(nn.Module):
