@@ -3,7 +3,7 @@ BIN := .venv/bin
 EXPERIMENT ?= unet_lite0
 FOLD ?= all
 TTA ?= hflip
-DEMO := --input input/demo
+DEMO := --input runs/demo/input
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint folds train evaluate submission
@@ -14,17 +14,17 @@ help:  ## Lists the targets
 	@echo "  Settings: PYTHON=python3.12 (for a new .venv)  EXPERIMENT=$(EXPERIMENT)  FOLD=$(FOLD)  TTA=$(TTA)"
 
 demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a submission (about 5 minutes)
-	$(BIN)/python src/draw_demo_cars.py --output input/demo
+	$(BIN)/python src/draw_demo_cars.py --output runs/demo/input
 	$(BIN)/python src/create_folds.py $(DEMO) --num-folds 2 --output runs/demo/folds.csv --overwrite
 	$(BIN)/python src/train.py demo --fold all $(DEMO) --folds runs/demo/folds.csv --overwrite
 	$(BIN)/python src/evaluate.py demo --tta hflip $(DEMO) --folds runs/demo/folds.csv
 	$(BIN)/python src/make_submission.py demo --tta hflip $(DEMO) --output submissions/demo.csv.gz
 	$(BIN)/python src/check_submission.py submissions/demo.csv.gz $(DEMO)
-	$(BIN)/python src/score_submission.py submissions/demo.csv.gz --truth input/demo/test_masks
+	$(BIN)/python src/score_submission.py submissions/demo.csv.gz --truth runs/demo/input/test_masks
 	$(BIN)/python src/draw_overlays.py submissions/demo.csv.gz $(DEMO) --output runs/demo/overlays.jpg
 	@echo
 	@echo "Where everything lies:"
-	@echo "  input/demo/                drawn photos, masks, and the test cars' truth"
+	@echo "  runs/demo/input/           drawn photos, masks, and the test cars' truth"
 	@echo "  runs/demo/fold*/           checkpoint, log and state of each fold"
 	@echo "  runs/demo/oof.json         out-of-fold Dice and threshold; oof.csv has it by photo"
 	@echo "  submissions/demo.csv.gz    the submission"

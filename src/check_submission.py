@@ -1,14 +1,12 @@
 """Checks a submission before it is uploaded: format, names and their order, runs, plausible areas."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from carvana.archive import Archive
-from carvana.command import INPUT, InputOption, run
-from carvana.errors import InputError
+from carvana.command import INPUT, InputOption, parse_size, run
 from carvana.faults import find_faults
 from carvana.log import progress
 from carvana.submission import read_sample
@@ -39,12 +37,6 @@ def main(
         print(f"NOT OK: {file}")
         raise typer.Exit(1)
     print(f"OK: {len(names)} rows, named and ordered as in the sample, all runs inside {width} x {height}")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise InputError(f"--size {text}: must be height x width, such as 1280x1918")
-    return int(match[1]), int(match[2])
 
 
 def read_sample_bytes(sample: Path | None, input_root: Path) -> bytes:

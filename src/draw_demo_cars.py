@@ -6,7 +6,7 @@ Nothing is copied from Kaggle's photos. The same seed draws the same bytes; what
 import json
 import multiprocessing
 import os
-import re
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from carvana.command import INPUT, run
+from carvana.command import RUNS, parse_size, run
 from carvana.demo.car import PAINTS, STYLES, Car
 from carvana.demo.studio import Camera, draw_photo, draw_studio
 from carvana.errors import InputError
@@ -99,7 +99,7 @@ def write_tables(output: Path, demo: dict) -> None:
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder to draw into.")] = INPUT / "demo",
+    output: Annotated[Path, typer.Option(help="Folder to draw into.")] = RUNS / "demo" / "input",
     train_cars: Annotated[int, typer.Option(help="Cars with 16 photos and masks each.")] = 10,
     test_cars: Annotated[int, typer.Option(help="Cars whose masks go to test_masks/, for scoring only.")] = 2,
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the photos.")] = "1280x1918",
@@ -107,16 +107,17 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes, each draws a car at a time.")] = os.cpu_count() or 1,
 ) -> None:
     """Draws invented cars in the competition's format, so that everything runs without a Kaggle account."""
-    sides = [int(side) for side in size.split("x")] if re.fullmatch(r"\d{2,4}x\d{2,4}", size) else [0]
+    sides = list(parse_size(size))
     if not all(64 <= side <= 4096 for side in sides):
         raise InputError(f"--size {size}: give HEIGHTxWIDTH, each from 64 to 4096, for example 1280x1918")
     if not (1 <= train_cars <= 1000 and 0 <= test_cars <= 1000 and seed >= 0 and workers >= 1):
         raise InputError("give --train-cars 1 to 1000, --test-cars 0 to 1000, --seed from 0, --workers from 1")
     demo = {"version": VERSION, "seed": seed, "size": sides, "train_cars": train_cars, "test_cars": test_cars}
+    quiet = signal.signal, (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for this process, which ends the others
     try:
         missing = prepare(output, demo)
         write_tables(output, demo)
-        with multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(missing)))) as pool:
+        with multiprocessing.get_context("spawn").Pool(max(1, min(workers, len(missing))), *quiet) as pool:
             drawn = pool.imap_unordered(partial(draw_car, output, demo), missing)
             for _ in progress(drawn, "drawing", total=len(missing), unit="car"):
                 pass

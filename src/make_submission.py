@@ -4,9 +4,10 @@
 """
 
 import resource
+import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -16,10 +17,10 @@ from carvana.archive import Archive
 from carvana.checkpoint import Checkpoint, load_checkpoint
 from carvana.command import INPUT, RUNS, BatchOption, CarsOption, InputOption, RunsOption, TtaOption, WorkersOption, run
 from carvana.ensemble import Ensemble
-from carvana.errors import InputError
+from carvana.errors import InputError, few
 from carvana.faults import find_faults
 from carvana.geometry import Size
-from carvana.images import Photos, car_of, open_test
+from carvana.images import Photos, open_test
 from carvana.inference import Device, Member, fold_model, local_device, predict_photos
 from carvana.log import say
 from carvana.oof import choose_threshold, find_checkpoints
@@ -44,9 +45,8 @@ def main(
     views, device = parse_views(tta), local_device()
     photos = open_test(input_root, cars_file=cars)
     names = read_sample(Archive(input_root).read_file("sample_submission.csv"))
-    if cars:  # the rows of these cars only: for comparisons, not for Kaggle
-        names = [name for name in names if car_of(PurePath(name).stem) in set(photos.cars)]
-    image_ids = match_sample(names, photos)
+    image_ids = match_sample(names, photos, whole=cars is None)
+    names = [photos.name(image_id) for image_id in image_ids]
     checkpoints = {
         experiment: [load_checkpoint(path) for path in find_checkpoints(runs, experiment)] for experiment in experiments
     }
@@ -67,21 +67,28 @@ def main(
         raise InputError(f"{output}: failed its own check; do not upload it")
     print(
         f"{output}: {len(names)} rows, checked; {seconds:.0f} s, {len(names) / seconds:.2f} photos a second, "
-        f"peak memory {peak_memory_mib()} MiB"
+        f"peak memory {peak_memory_mib()} MiB without loaders"
     )
 
 
-def match_sample(names: list[str], photos: Photos) -> list[str]:
-    """The image ids of the sample's rows, in its order. Raises InputError if a photo is not there."""
+def match_sample(names: list[str], photos: Photos, whole: bool) -> list[str]:
+    """The image ids of the sample's rows, in its order; unless `whole`, only of those that have a photo.
+
+    Raises InputError if a photo is not there, or none is.
+    """
     image_ids = {photos.name(image_id): image_id for image_id in photos.image_ids}
-    if missing := [name for name in names if name not in image_ids]:
-        raise InputError(f"{photos.photo_part.path}: lacks {len(missing)} photos of the sample, first {missing[0]}")
-    return [image_ids[name] for name in names]
+    missing, path = [name for name in names if name not in image_ids], photos.photo_part.path
+    if missing and (whole or len(missing) == len(names)):
+        raise InputError(f"{path}: lacks {len(missing)} of the {len(names)} photos of the sample: {few(missing)}")
+    return [image_ids[name] for name in names if name in image_ids]
 
 
 def ensemble_folds(folds: list[Checkpoint], views: list[str], device: Device) -> Member:
     """The mean of an experiment's folds. Experiments weigh the same, however many folds they have."""
-    return Member(folds[0].config.data.geometry, Ensemble([fold_model(fold, views, device) for fold in folds]))
+    fits = {fold.config.data.geometry for fold in folds}
+    if len(fits) > 1:
+        raise InputError(f"{folds[0].path.parents[1]}: its folds were trained at different sizes; train them alike")
+    return Member(fits.pop(), Ensemble([fold_model(fold, views, device) for fold in folds]))
 
 
 def write_masks(output: Path, masks: Iterator[tuple[str, np.ndarray]]) -> Size:
@@ -100,8 +107,8 @@ def write_masks(output: Path, masks: Iterator[tuple[str, np.ndarray]]) -> Size:
 
 
 def peak_memory_mib() -> int:
-    """Largest resident set of this process, without its loaders."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """Largest resident set of this process, without its loaders. macOS counts bytes, Linux KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
 
 
 if __name__ == "__main__":

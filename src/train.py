@@ -25,7 +25,8 @@ from carvana.errors import InputError
 from carvana.folds import read_folds
 from carvana.images import open_train
 from carvana.log import say, silence
-from carvana.training import split_fold, train_fold
+from carvana.run import refuse_conflict, split_fold
+from carvana.training import train_fold
 
 
 def main(
@@ -55,6 +56,8 @@ def main(
     say(f"{len(photos.image_ids)} photos of {len(photos.cars)} of the {len(folds)} cars in {folds_file}")
     chosen = [split_fold(photos, folds, number, runs, config.name) for number in parse_folds(fold, folds)]
     if process.is_main_process:
+        for one in chosen:
+            refuse_conflict(config, one, resume, overwrite)
         photos.check()
     process.wait_for_everyone()
     for one in chosen:

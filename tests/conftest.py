@@ -1,5 +1,6 @@
 """What several tests share: a tiny model, a few drawn cars, and a clean accelerate for each test."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ TINY = {
     "data": {"size": [32, 48], "num_workers": 0},
     "model": {"encoder": "test_efficientnet", "pretrained": False, "decoder_channels": [8, 8, 8, 8, 8]},
     "optim": {},
-    "train": {"epochs": 2, "batch_size": 8, "precision": "no"},
+    "train": {"epochs": 2, "batch_size": 8, "precision": "fp32"},
 }
 
 
@@ -46,20 +47,19 @@ def run_script(script: str, *arguments: object, check: bool = True, **options) -
 
 
 @pytest.fixture(scope="session")
+def carvana_data() -> Path:
+    """The competition's files: input/, or the folder that CARVANA_DATA names."""
+    root = Path(os.environ.get("CARVANA_DATA", SRC.parent / "input"))
+    if not all(any(root.glob(f"{part}*")) for part in ("train_masks.csv", "train_masks", "train")):
+        pytest.skip(f"{root} does not hold the competition's train, train_masks and train_masks.csv")
+    return root
+
+
+@pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """A folder with input/ (4 drawn training cars and 1 test car, 96x144 pixels) and folds.csv (2 folds)."""
     root = tmp_path_factory.mktemp("demo")
-    run_script(
-        "draw_demo_cars.py",
-        "--output",
-        root / "input",
-        "--train-cars",
-        4,
-        "--test-cars",
-        1,
-        "--size",
-        "96x144",
-        cwd=root,
-    )
+    few_and_small = ["--train-cars", 4, "--test-cars", 1, "--size", "96x144"]
+    run_script("draw_demo_cars.py", "--output", root / "input", *few_and_small)
     run_script("create_folds.py", "--input", root / "input", "--num-folds", 2, "--output", root / "folds.csv", cwd=root)
     return root

@@ -18,8 +18,11 @@ def test_shipped_experiments_load_and_say_what_they_are_for(experiment):
 
 
 def test_overrides_pass_through_validation():
-    config = load_experiment("demo", EXPERIMENTS, ["optim.lr=3e-4", "data.size=[64, 96]", "loss={bce: 2}"], name="x")
+    config = load_experiment(
+        "demo", EXPERIMENTS, ["optim.lr=3e-4", "data.size=[64, 96]", "loss={bce: 2}", "train.precision=fp32"], name="x"
+    )
     assert (config.optim.lr, config.data.size, config.loss, config.name) == (3e-4, (64, 96), {"bce": 2.0}, "x")
+    assert config.train.precision == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,6 @@ def test_config_is_frozen_and_survives_json():
 
 
 def test_differences_name_the_settings():
-    one, other = Config(name="x"), parse_config({"name": "x", "optim": {"lr": 0.5}, "loss": {"bce": 1}}, "test")
+    one, other = Config(name="x").model_dump(), Config(name="x", optim={"lr": 0.5}, loss={"bce": 1}).model_dump()
     assert differences(one, one) == []
     assert differences(one, other) == ["loss.soft_dice: 1.0 -> None", "optim.lr: 0.001 -> 0.5"]

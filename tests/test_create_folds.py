@@ -1,6 +1,5 @@
 """The script deals the same table from masks as from counted pixels, and replaces none unasked."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -132,8 +131,7 @@ def test_the_command_runs_from_any_directory_and_fails_with_status_2(data):
     assert "Traceback" not in bad.stderr
 
 
-@pytest.mark.skipif("CARVANA_DATA" not in os.environ, reason="CARVANA_DATA does not name the real data")
-def test_the_real_masks_have_the_committed_areas(tmp_path):
-    main(input=Path(os.environ["CARVANA_DATA"]), output=tmp_path / "folds.csv")
+def test_the_real_masks_have_the_committed_areas(carvana_data, tmp_path):
+    main(input=carvana_data, output=tmp_path / "folds.csv")
     read = read_folds(tmp_path / "folds.csv").set_index("car")["pixels"]
     assert read.equals(read_folds(FOLDS).set_index("car")["pixels"][read.index])

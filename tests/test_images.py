@@ -1,6 +1,5 @@
 """Photos and masks decode to the contract's arrays, and every fault in the files is named."""
 
-import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -276,10 +275,7 @@ def test_check_lists_fifty_faults_and_counts_the_rest(tmp_path):
     assert faults[-1] == "... and 3 more"
 
 
-@pytest.mark.skipif("CARVANA_DATA" not in os.environ, reason="CARVANA_DATA does not name the real data")
-def test_the_real_photos_have_no_faults():
-    root = Path(os.environ["CARVANA_DATA"])
-    photos = open_train(root)
-    photos.check()
-    open_test(root).select(open_test(root).cars[:10]).check()
+def test_the_real_photos_have_no_faults(carvana_data):
+    photos = open_train(carvana_data)
+    photos.select(photos.cars[:10]).check()
     assert photos.image(photos.image_ids[0]).shape == (1280, 1918, 3)

@@ -23,7 +23,7 @@ ROWS = [
     },
     {"models", "augmentations", "dataset", "folds", "images"},
     {"checkpoint", "engine", "ensemble", "optim", "state", "tta"},
-    {"faults", "inference", "oof", "submission", "training"},
+    {"faults", "inference", "oof", "run", "submission", "training"},
 ]
 LEVEL = {module: level for level, row in enumerate(ROWS) for module in row}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -61,8 +61,8 @@ def test_every_module_has_its_row():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_the_library_knows_neither_kaggle_nor_the_environment(file):
     text = file.read_text()
-    for forbidden in ("/kaggle", ".cuda()", "environ.get", "environ["):
-        assert forbidden not in text
+    for forbidden in ("/kaggle", ".cuda()", *([] if file.name == "command.py" else ["environ"])):
+        assert forbidden not in text  # command.py sets two variables for the scripts, and reads none
 
 
 def test_no_script_is_imported():

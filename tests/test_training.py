@@ -1,4 +1,6 @@
+import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from carvana.folds import folds_digest, read_folds
 from carvana.images import open_train
 from carvana.inference import native_precision
 from carvana.log import read_records
+from carvana.run import Fold, split_fold
 from carvana.state import saved_states
-from carvana.training import split_fold, train_fold
+from carvana.training import train_fold
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def test_a_run_leaves_checkpoint_log_config_and_state(tiny, fold):
     assert [record["epoch"] for record in records] == [1, 2]
     assert records[0]["photos"] == len(fold.val.image_ids) == 32
     assert [state.name for state in saved_states(fold.folder / "state")] == ["epoch-0002"]
-    assert json.loads((fold.folder / "config.json").read_text())["name"] == "tiny"
+    assert json.loads((fold.folder / "run.json").read_text())["folds_digest"] == fold.digest
 
 
 @pytest.mark.parametrize("moment", ["in an epoch", "before the log", "before the state", "in the state"])
@@ -74,7 +77,7 @@ def test_resuming_after_a_kill_gives_the_same_weights(tiny, fold, tmp_path, monk
 
 
 def split_named(fold, folder):
-    return training.Fold(fold.number, fold.train, fold.val, fold.digest, folder)
+    return Fold(fold.number, fold.train, fold.val, fold.digest, folder)
 
 
 def test_a_run_is_not_overwritten_by_chance(tiny, fold):
@@ -82,19 +85,49 @@ def test_a_run_is_not_overwritten_by_chance(tiny, fold):
     before = (fold.folder / "best.safetensors").read_bytes()
     with pytest.raises(InputError, match="holds a run; continue it with --resume or replace it with --overwrite"):
         train_fold(tiny(train={"epochs": 1}), fold)
-    with pytest.raises(InputError, match=r"another configuration, so it cannot be resumed: optim\.lr: 0\.001 -> 0\.5"):
+    with pytest.raises(InputError, match=r"cannot be resumed, it was another run: config\.optim\.lr: 0\.001 -> 0\.5"):
         train_fold(tiny(train={"epochs": 1}, optim={"lr": 0.5}), fold, resume=True)
     assert (fold.folder / "best.safetensors").read_bytes() == before
     assert train_fold(tiny(train={"epochs": 1, "seed": 1}), fold, overwrite=True)
     assert (fold.folder / "best.safetensors").read_bytes() != before
 
 
-def test_time_limit_stops_with_a_resumable_state(tiny, fold, monkeypatch):
-    clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
-    assert not train_fold(tiny(train={"epochs": 5}), fold, deadline=75.0)
+def test_a_run_of_another_split_cannot_be_resumed(tiny, fold):
+    """Its training cars could be in validation now."""
+    train_fold(tiny(train={"epochs": 1}), fold)
+    other = Fold(0, fold.val, fold.train, "another digest", fold.folder)
+    with pytest.raises(InputError, match=r"it was another run: folds_digest: \w+ -> another digest; train_cars"):
+        train_fold(tiny(train={"epochs": 1}), other, resume=True)
+
+
+def test_a_checkpoint_without_its_state_is_not_replaced(tiny, fold):
+    train_fold(tiny(), fold)
+    shutil.rmtree(fold.folder / "state")
+    before = (fold.folder / "best.safetensors").read_bytes()
+    with pytest.raises(InputError, match="no state to resume from; start anew with --overwrite"):
+        train_fold(tiny(), fold, resume=True)
+    assert (fold.folder / "best.safetensors").read_bytes() == before
+
+
+def test_a_damaged_state_ends_in_one_line(tiny, fold):
+    train_fold(tiny(train={"epochs": 1}), fold)
+    (fold.folder / "state" / "epoch-0001" / "optimizer.bin").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"epoch-0001: damaged \(UnpicklingError\); start anew with --overwrite"):
+        train_fold(tiny(train={"epochs": 1}), fold, resume=True)
+
+
+def test_time_limit_stops_with_a_resumable_state(tiny, fold, monkeypatch, capsys):
+    clock = itertools.count()  # a second a look: about 40 in an epoch of 4 steps and 32 validated photos
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
+    assert not train_fold(tiny(train={"epochs": 5}), fold, deadline=10.0)
+    assert not fold.folder.joinpath("state").exists()
+    assert "nothing saved: not even one epoch fits" in capsys.readouterr().err
+    clock = itertools.count()
+    assert not train_fold(tiny(train={"epochs": 5}), fold, deadline=150.0)
     epochs = len(read_records(fold.folder / "log.jsonl"))
     assert 1 <= epochs < 5
+    assert next(clock) < 150
+    assert f"out of time after {epochs} of 5 epochs; --resume continues" in capsys.readouterr().err
     monkeypatch.undo()
     assert train_fold(tiny(train={"epochs": 5}), fold, resume=True)
     assert len(read_records(fold.folder / "log.jsonl")) == 5

@@ -11,6 +11,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from carvana.errors import InputError
+
 
 def none() -> A.Compose:
     return A.Compose([])
@@ -45,6 +47,13 @@ def _colours() -> list[A.BasicTransform]:
 
 
 AUGMENTATIONS: dict[str, Callable[[], A.Compose]] = {"none": none, "hflip": hflip, "light": light}
+
+
+def build_augmentation(name: str) -> A.Compose:
+    """The named set. Raises InputError if there is none of that name."""
+    if name not in AUGMENTATIONS:
+        raise InputError(f"data.augmentation={name}: choose from {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name]()
 
 
 def augment(augmentation: A.Compose, image: np.ndarray, mask: np.ndarray, seed: list[int]) -> tuple:

@@ -69,7 +69,7 @@ class TrainConfig(Group):
     epochs: PositiveInt = 10
     batch_size: PositiveInt = Field(8, description="photos of one step of one process")
     micro_batch: PositiveInt | None = Field(None, description="photos of one forward pass; none is batch_size")
-    precision: Literal["auto", "bf16", "fp16", "no"] = Field("auto", description="auto: bf16, else fp16, where native")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: the fastest native one")
     seed: int = Field(0, ge=0)
 
 
@@ -118,11 +118,11 @@ def parse_config(settings: dict, source: str) -> Config:
         raise InputError("\n".join(f"{source}: {_explain(fault)}" for fault in error.errors())) from None
 
 
-def differences(one: Config, other: Config) -> list[str]:
-    """`group.key: value -> value` for each setting in which two configurations differ."""
-    before, after = _flatten(one.model_dump()), _flatten(other.model_dump())
+def differences(one: dict, other: dict) -> list[str]:
+    """`group.key: value -> value` for each setting in which two nested dictionaries differ."""
+    before, after = _flatten(one), _flatten(other)
     keys = sorted(before.keys() | after.keys())
-    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+    return [f"{k}: {before.get(k)!s:.40} -> {after.get(k)!s:.40}" for k in keys if before.get(k) != after.get(k)]
 
 
 def _parse(text: str, source: str):

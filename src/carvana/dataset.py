@@ -5,8 +5,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from carvana.augmentations import AUGMENTATIONS, augment
-from carvana.errors import InputError
+from carvana.augmentations import augment, build_augmentation
 from carvana.geometry import Fit
 from carvana.images import Photos
 
@@ -19,10 +18,8 @@ class TrainSet(Dataset):
     """
 
     def __init__(self, photos: Photos, fit: Fit, augmentation: str, seed: int, epoch: int):
-        if augmentation not in AUGMENTATIONS:
-            raise InputError(f"data.augmentation={augmentation}: choose from {', '.join(AUGMENTATIONS)}")
         self.photos, self.fit, self.seed, self.epoch = photos, fit, seed, epoch
-        self.augmentation = AUGMENTATIONS[augmentation]()
+        self.augmentation = build_augmentation(augmentation)
 
     def __len__(self) -> int:
         return len(self.photos.image_ids)

@@ -1,5 +1,6 @@
 """One epoch of training, in the open."""
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from carvana.optim import rate_factor, set_rate
 from carvana.state import Progress
 
 BAD_STEPS_ALLOWED = 10
-STEPS_BETWEEN_CLOCK_CHECKS = 10
 
 
 @dataclass
@@ -51,7 +51,7 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
     learner.model.train()
     bar = progress(loader, f"epoch {state.epoch + 1}/{config.train.epochs}", unit="step")
     for images, masks in bar:
-        check_clock(accelerator, state.step, deadline)
+        check_clock(accelerator, deadline)
         set_rate(learner.optimizer, rate_factor(state.step, steps, config.optim.warmup))
         loss = forward_backward(learner, images.to(accelerator.device), masks.to(accelerator.device))
         if update(learner, loss):
@@ -108,17 +108,14 @@ def update(learner: Learner, loss: float) -> bool:
     accelerator, model = learner.accelerator, learner.accelerator.unwrap_model(learner.model)
     norm = accelerator.clip_grad_norm_(learner.model.parameters(), learner.config.optim.clip)
     scaled = accelerator.scaler is not None
-    # Every process sees the same norm, also where only one had a bad loss. fp16's scaler overflows by design
-    # while it looks for its scale: it skips such steps itself and is to be told of them.
-    fine = bool(torch.isfinite(norm)) or (scaled and loss - loss == 0)
-    if fine:
+    fine = bool(torch.isfinite(norm))  # every process sees the same norm, also where only one had a bad loss
+    if fine or scaled:  # fp16's scaler skips a bad step itself, and is to be told of it to lower its scale
         learner.optimizer.step()
-        if not learner.optimizer.step_was_skipped:
-            learner.ema.update(model, learner.progress.step)
+    if fine:
+        learner.ema.update(model, learner.progress.step)
     else:
-        if scaled:
-            learner.optimizer.step()
-        say(f"step {learner.progress.step}: loss {loss}, gradient norm {norm.item()}: step skipped")
+        if not scaled or not math.isfinite(loss):  # a scaler's search for its scale is nothing to tell
+            say(f"step {learner.progress.step}: loss {loss}, gradient norm {norm.item()}: step skipped")
         restore_buffers(model, learner.ema.module)
     learner.optimizer.zero_grad()
     return fine
@@ -136,13 +133,17 @@ def stop_if_hopeless(bad_in_a_row: int) -> None:
     if bad_in_a_row == BAD_STEPS_ALLOWED:
         raise InputError(
             f"{bad_in_a_row} steps in a row had a loss or gradient that is not finite: "
-            "lower optim.lr, or set train.precision=no; the last whole epoch can be resumed"
+            "lower optim.lr, or set train.precision=fp32; the last whole epoch can be resumed"
         )
 
 
-def check_clock(accelerator: Accelerator, step: int, deadline: float) -> None:
-    """Raises OutOfTime in all processes at once: their clocks differ, so the first one past it decides."""
-    if step % STEPS_BETWEEN_CLOCK_CHECKS == 0 and deadline != float("inf"):
-        late = torch.tensor(float(time.monotonic() > deadline), device=accelerator.device)
-        if accelerator.reduce(late).item() > 0:
-            raise OutOfTime
+def check_clock(accelerator: Accelerator, deadline: float, seconds_ahead: float = 0.0) -> None:
+    """Raises OutOfTime, in all processes at once, if what takes `seconds_ahead` would end after the deadline.
+
+    The processes' clocks differ, so the first one past it decides.
+    """
+    if deadline == float("inf"):
+        return
+    late = torch.tensor(float(time.monotonic() + seconds_ahead > deadline), device=accelerator.device)
+    if accelerator.reduce(late).item() > 0:
+        raise OutOfTime

@@ -131,7 +131,7 @@ class Photos:
         if self.mask_part:
             faults += _name_faults(self.mask_part, MASK_NAME, self._masks)
             alone = sorted(self._masks.keys() - self._photos.keys())
-            faults += [f"{self.mask_part.where(self._masks[id])}: mask without a photo" for id in alone]
+            faults += [f"{self.mask_part.where(self._masks[image_id])}: mask without a photo" for image_id in alone]
         with ThreadPool(2) as pool:
             read = pool.imap(self._content_faults, self._photos)
             faults += [line for lines in progress(read, "check", len(self._photos)) for line in lines]

@@ -26,7 +26,7 @@ def silence() -> None:
 
 
 def progress(items: Iterable, description: str, total: int | None = None, unit: str = "photo", **options):
-    """A bar with rate and time left; in a log file, a line every half minute instead of ten a second."""
+    """A bar with rate and time left; in a log file it is renewed every half minute instead of five times a second."""
     interval = 0.2 if sys.stderr.isatty() else 30.0
     options = {
         "dynamic_ncols": True,

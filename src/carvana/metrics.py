@@ -18,7 +18,7 @@ def dice_curve(probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     thresholds, so that no map needs to be kept for a sweep.
     """
     levels = (probs.reshape(-1) * 100).to(torch.uint8)
-    counts = torch.bincount(levels + 128 * mask.reshape(-1).to(torch.uint8), minlength=256).double()
+    counts = torch.bincount(levels + 128 * mask.reshape(-1).to(torch.uint8), minlength=256).cpu().double()
     above_other, above_car = counts.view(2, 128).flip(1).cumsum(1).flip(1)[:, 1:100]
     total = above_other + above_car + counts[128:].sum()
     return torch.where(total > 0, 2 * above_car / total.clamp(min=1), 1.0)

@@ -3,8 +3,11 @@
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 from accelerate import Accelerator
+
+from carvana.errors import InputError
 
 
 @dataclass
@@ -46,8 +49,14 @@ def saved_states(folder: Path) -> list[Path]:
 
 
 def load_state(accelerator: Accelerator, folder: Path) -> bool:
-    """Loads the newest whole state into what was prepared and registered; False if there is none."""
+    """Loads the newest whole state into what was prepared and registered; False if there is none.
+
+    Raises InputError if it is damaged.
+    """
     states = saved_states(folder)
     if states:
-        accelerator.load_state(str(states[-1]))
+        try:
+            accelerator.load_state(str(states[-1]))
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
+            raise InputError(f"{states[-1]}: damaged ({type(error).__name__}); start anew with --overwrite") from error
     return bool(states)

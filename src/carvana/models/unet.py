@@ -30,7 +30,7 @@ class UNet(nn.Module):
     """Encoder levels of strides s1 < ... < sn (from timm's `feature_info`), a decoder block per halving.
 
     The decoder goes from sn to `decoder_stride`, with a skip wherever the encoder has a level of that stride;
-    encoders that start at stride 4 (ConvNeXt, Swin) or 1 (VGG) need no special case. Where the decoder stops
+    encoders that start at stride 4 (ConvNeXt) or 1 (VGG) need no special case. Where the decoder stops
     above stride 1, the logits are upsampled: at 512x768 a stride of 2 still places an edge below a photo pixel.
     """
 
