@@ -17,9 +17,9 @@ from carvana.command import (
     WorkersOption,
     run,
 )  # fmt: skip
+from carvana.device import local_device
 from carvana.folds import folds_digest, read_folds
 from carvana.images import open_train
-from carvana.inference import local_device
 from carvana.oof import find_checkpoints, load_folds, predict_oof, write_oof
 from carvana.tta import parse_views
 

@@ -16,12 +16,13 @@ import typer
 from carvana.archive import Archive
 from carvana.checkpoint import Checkpoint, load_checkpoint
 from carvana.command import INPUT, RUNS, BatchOption, CarsOption, InputOption, RunsOption, TtaOption, WorkersOption, run
+from carvana.device import Device, local_device
 from carvana.ensemble import Ensemble
 from carvana.errors import InputError, few
 from carvana.faults import find_faults
 from carvana.geometry import Size
 from carvana.images import Photos, open_test
-from carvana.inference import Device, Member, fold_model, local_device, predict_photos
+from carvana.inference import Member, fold_model, predict_photos
 from carvana.log import say
 from carvana.oof import choose_threshold, find_checkpoints
 from carvana.rle import rle_encode

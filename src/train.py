@@ -7,7 +7,6 @@ import time
 from typing import Annotated
 
 import typer
-from accelerate import PartialState
 
 from carvana.command import (
     EXPERIMENTS,
@@ -21,6 +20,7 @@ from carvana.command import (
     run,
 )  # fmt: skip
 from carvana.config import load_experiment
+from carvana.device import process_state
 from carvana.errors import InputError
 from carvana.folds import read_folds
 from carvana.images import open_train
@@ -45,7 +45,7 @@ def main(
     hours: Annotated[float, typer.Option(min=0, help="Stop cleanly, ready to resume, before this time.")] = 0,
 ) -> None:
     deadline = time.monotonic() + 3600 * hours if hours else float("inf")
-    process = PartialState()
+    process = process_state()
     if not process.is_main_process:
         silence()
     config = load_experiment(experiment, EXPERIMENTS, list(overrides), name)

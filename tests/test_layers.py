@@ -13,6 +13,7 @@ ROWS = [
         "config",
         "decoding",
         "demo",
+        "device",
         "errors",
         "geometry",
         "log",

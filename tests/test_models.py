@@ -100,8 +100,10 @@ def test_wrong_names_end_in_one_line_with_a_way_out():
 
 
 def test_encoder_without_levels_is_refused():
-    with pytest.raises(InputError, match=r"test_vit: .*levels of strides 16, 16, 16.* such as resnet34"):
+    with pytest.raises(InputError, match=r"test_vit: its strides 16, 16, 16 do not double; .* such as resnet34"):
         create_encoder("test_vit", pretrained=False)
+    with pytest.raises(InputError, match=r"swin_tiny_patch4_window7_224: takes photos of one size only"):
+        create_encoder("swin_tiny_patch4_window7_224", pretrained=False)
 
 
 def test_failing_download_names_three_ways_out(monkeypatch):

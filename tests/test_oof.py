@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from carvana.checkpoint import load_checkpoint, save_checkpoint
+from carvana.device import Device
 from carvana.errors import InputError
 from carvana.folds import folds_digest, read_folds
 from carvana.images import open_train
-from carvana.inference import Device, Member, fold_model, predict_photos
+from carvana.inference import Member, fold_model, predict_photos
 from carvana.metrics import THRESHOLDS, dice
 from carvana.models import build_model
 from carvana.oof import best_threshold, choose_threshold, find_checkpoints, load_folds, predict_oof, write_oof

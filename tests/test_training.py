@@ -7,10 +7,10 @@ import torch
 
 import carvana.training as training
 from carvana.checkpoint import load_checkpoint
+from carvana.device import native_precision
 from carvana.errors import InputError
 from carvana.folds import folds_digest, read_folds
 from carvana.images import open_train
-from carvana.inference import native_precision
 from carvana.log import read_records
 from carvana.run import Fold, split_fold
 from carvana.state import saved_states

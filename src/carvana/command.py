@@ -38,7 +38,7 @@ INPUT, RUNS, FOLDS = REPOSITORY / "input", REPOSITORY / "runs", REPOSITORY / "fo
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) from `1280x1918`."""
     if not (match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)):
-        raise InputError(f"--size {text}: must be height x width, such as 1280x1918")
+        raise InputError(f"--size {text}: give HEIGHTxWIDTH, such as 1280x1918")
     return int(match[1]), int(match[2])
 
 

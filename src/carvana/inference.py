@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from carvana.checkpoint import Checkpoint
 from carvana.dataset import PhotoSet, photo_loader
+from carvana.device import Device
 from carvana.geometry import Fit
 from carvana.images import Photos
 from carvana.log import progress
@@ -27,33 +27,6 @@ class Prediction(NamedTuple):
     image_id: str
     probs: torch.Tensor  # (H, W) float32 at photo size, on the device
     mask: torch.Tensor | None  # (H, W) bool, the truth where it is known
-
-
-class Device(NamedTuple):
-    """Where and how predictions are computed."""
-
-    device: torch.device
-    precision: str = "no"  # bf16, fp16 or no
-
-    def autocast(self) -> torch.autocast:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[self.precision]
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "no")
-
-
-def native_precision(device: torch.device) -> str:
-    """bf16 where the hardware computes in it, else fp16 on a GPU, else none.
-
-    A T4 says that it supports bf16 and emulates it; what counts is the compute capability (8.0 is Ampere).
-    """
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
-
-
-def local_device() -> Device:
-    """The best device of this machine (or of this torchrun process) and its native precision."""
-    device = PartialState().device
-    return Device(device, native_precision(device))
 
 
 def fold_model(checkpoint: Checkpoint, views: list[str], device: Device) -> TTA:

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 
 from carvana.checkpoint import Checkpoint, load_checkpoint
+from carvana.device import Device
 from carvana.errors import InputError
 from carvana.folds import check_folds, folds_digest
 from carvana.images import Photos, angle_of, car_of
-from carvana.inference import Device, Member, fold_model, predict_photos
+from carvana.inference import Member, fold_model, predict_photos
 from carvana.log import replacing, say, write_json
 from carvana.metrics import THRESHOLDS, dice_curve
 from carvana.provenance import git_commit, versions

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from accelerate import PartialState
 
 from carvana.augmentations import build_augmentation
 from carvana.config import Config, differences
+from carvana.device import native_precision, process_state
 from carvana.errors import InputError
 from carvana.folds import check_folds, folds_digest
 from carvana.images import Photos
-from carvana.inference import native_precision
 from carvana.log import read_records, write_json
 from carvana.models import find_model
 from carvana.state import saved_states
@@ -43,7 +42,7 @@ def split_fold(photos: Photos, folds: pd.DataFrame, number: int, runs: Path, nam
 def chosen_precision(config: Config) -> str:
     """accelerate's name of the configured precision."""
     precision = config.train.precision
-    return native_precision(PartialState().device) if precision == "auto" else precision.replace("fp32", "no")
+    return native_precision(process_state().device) if precision == "auto" else precision.replace("fp32", "no")
 
 
 def describe_run(config: Config, fold: Fold) -> dict:
@@ -54,7 +53,7 @@ def describe_run(config: Config, fold: Fold) -> dict:
         "train_cars": fold.train.cars,
         "val_cars": fold.val.cars,
         "precision": chosen_precision(config),
-        "processes": PartialState().num_processes,
+        "processes": process_state().num_processes,
     }
 
 

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 from carvana.checkpoint import save_checkpoint
 from carvana.config import Config
 from carvana.dataset import TrainSet, quiet_worker
+from carvana.device import Device
 from carvana.engine import Learner, OutOfTime, check_clock, train_one_epoch
 from carvana.images import Photos
-from carvana.inference import Device, Member, predict_photos
+from carvana.inference import Member, predict_photos
 from carvana.log import read_records, say, write_records
 from carvana.losses import weighted_sum
 from carvana.metrics import dice

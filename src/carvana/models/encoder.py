@@ -53,17 +53,17 @@ def find_weights(weights: str, encoder: str) -> Path:
 
 
 def _features(name: str, **options) -> nn.Module:
-    """The encoder's levels; InputError if they do not halve the size step by step, as plain transformers' do not."""
+    """The encoder's levels; InputError if each is not half the size of the one before, or the size is fixed."""
     remedy = "take a convolutional or hierarchical one such as resnet34, convnext_tiny, tf_efficientnet_lite0"
     try:
         encoder = timm.create_model(name, features_only=True, **options)
     except RuntimeError as error:  # no feature levels, or no pretrained weights
         raise InputError(f"model.encoder={name}: timm cannot give it ({_line(error)}); {remedy}") from None
     strides = encoder.feature_info.reduction()
-    halving = all(finer * 2 == coarser for finer, coarser in pairwise(strides))
-    if not halving or encoder.pretrained_cfg.get("fixed_input_size"):
-        levels = f"levels of strides {', '.join(map(str, strides))}" if not halving else "photos of one size only"
-        raise InputError(f"model.encoder={name}: takes or gives {levels}; {remedy}")
+    if any(finer * 2 != coarser for finer, coarser in pairwise(strides)):
+        raise InputError(f"model.encoder={name}: its strides {', '.join(map(str, strides))} do not double; {remedy}")
+    if encoder.pretrained_cfg.get("fixed_input_size"):
+        raise InputError(f"model.encoder={name}: takes photos of one size only; {remedy}")
     return encoder
 
 

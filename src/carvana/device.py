@@ -1,0 +1,42 @@
+"""Where and how networks are computed: the processes, the device, the precision that is native to it."""
+
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+
+
+class Device(NamedTuple):
+    """A device and accelerate's name of a precision: bf16, fp16 or no."""
+
+    device: torch.device
+    precision: str = "no"
+
+    def autocast(self) -> torch.autocast:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[self.precision]
+        return torch.autocast(self.device.type, dtype, enabled=self.precision != "no")
+
+
+def process_state() -> PartialState:
+    """This process among those that torchrun started, or alone.
+
+    accelerate is told when there is no GPU: left to itself, each of torchrun's processes would take itself for the
+    only one.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def local_device() -> Device:
+    """The device of this process and its native precision."""
+    device = process_state().device
+    return Device(device, native_precision(device))
+
+
+def native_precision(device: torch.device) -> str:
+    """bf16 where the hardware computes in it, else fp16 on a GPU, else none.
+
+    A T4 says that it supports bf16 and emulates it; what counts is the compute capability (8.0 is Ampere).
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
