@@ -25,6 +25,7 @@ from carvana.errors import InputError
 from carvana.folds import read_folds
 from carvana.images import open_train
 from carvana.log import say, silence
+from carvana.provenance import git_commit
 from carvana.run import refuse_conflict, split_fold
 from carvana.training import train_fold
 
@@ -54,6 +55,7 @@ def main(
     photos = open_train(input_root, cars)
     folds = read_folds(folds_file)
     say(f"{len(photos.image_ids)} photos of {len(photos.cars)} of the {len(folds)} cars in {folds_file}")
+    say(f"code at commit {git_commit()}")
     chosen = [split_fold(photos, folds, number, runs, config.name) for number in parse_folds(fold, folds)]
     if process.is_main_process:
         for one in chosen:

@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-@functools.cache  # the commit that a process started from, whatever is committed while it trains
+@functools.cache  # src/train.py asks at its start: what is committed while it trains is not what trains
 def git_commit() -> str:
     """The commit of this code, with `-dirty` if tracked files differ from it; `unknown` outside a repository."""
     folder = Path(__file__).resolve().parent
