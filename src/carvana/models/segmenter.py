@@ -10,7 +10,8 @@ class Segmenter(nn.Module):
     """Normalizes and pads uint8 images for `network`, and crops its logits.
 
     `network` takes normalized images whose sides are multiples of `network.multiple`, and tells its `mean` and
-    `std` (of colours in [0, 1]) and the `border` of mirrored context that it wants.
+    `std` (of colours in [0, 1]) and the `border` of mirrored context that it wants. Its logits may have several
+    channels (deep supervision, in training).
     """
 
     def __init__(self, network: nn.Module):

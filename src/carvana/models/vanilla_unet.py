@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from carvana.config import ModelConfig
-from carvana.models.blocks import ConvNormAct
+from carvana.models.blocks import ConvNormAct, upsampling
+from carvana.models.checkpointing import CheckpointedNetwork
 
 
 class DoubleConv(nn.Sequential):
@@ -30,14 +31,9 @@ class Down(nn.Sequential):
 class Up(nn.Module):
     """Doubles the size, joins the skip, then DoubleConv to the skip's channels."""
 
-    def __init__(self, in_channels: int, skip_channels: int, upsampling: str):
+    def __init__(self, in_channels: int, skip_channels: int, how: str):
         super().__init__()
-        if upsampling == "bilinear":
-            up_channels = in_channels
-            self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        else:
-            up_channels = in_channels // 2
-            self.upsample = nn.ConvTranspose2d(in_channels, up_channels, 2, stride=2)
+        self.upsample, up_channels = upsampling(how, in_channels, skip_channels)
         self.conv = DoubleConv(skip_channels + up_channels, skip_channels)
 
     def forward(self, features: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
@@ -51,31 +47,34 @@ class OutConv(nn.Conv2d):
         super().__init__(in_channels, 1, kernel_size=1)
 
 
-class VanillaUNet(nn.Module):
+class VanillaUNet(CheckpointedNetwork):
     """Five levels of widths w, 2w, 4w, 8w, 16w (w = 64 in the paper) at strides 1 to 16; random weights."""
 
+    options = frozenset({"base_width", "border", "upsampling", "grad_checkpointing", "pretrained"})  # never pretrained
     multiple = 16
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
-    def __init__(self, base_width: int = 64, upsampling: str = "bilinear", border: int = 0):
-        super().__init__()
-        self.border = border
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.grad_checkpointing)
+        self.border, base_width = config.border, config.base_width
         widths = [base_width << level for level in range(5)]
         steps = list(pairwise(widths))
         self.stem = DoubleConv(3, base_width)
         self.contracting = nn.ModuleList(Down(fine, coarse) for fine, coarse in steps)
-        self.expanding = nn.ModuleList(Up(coarse, fine, upsampling) for fine, coarse in reversed(steps))
+        self.expanding = nn.ModuleList(
+            Up(coarse, fine, config.upsampling or "bilinear") for fine, coarse in reversed(steps)
+        )
         self.head = OutConv(base_width)
 
     @classmethod
     def from_config(cls, config: ModelConfig, pretrained: bool) -> "VanillaUNet":
-        return cls(config.base_width, config.upsampling, config.border)
+        return cls(config)  # no encoder, nothing pretrained
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features, skips = self.stem(images), []  # (N, w, H, W)
+        features, skips = self.run(self.stem, images), []  # (N, w, H, W)
         for down in self.contracting:
             skips.append(features)
-            features = down(features)
+            features = self.run(down, features)
         for up in self.expanding:  # from (N, 16w, H/16, W/16)
-            features = up(features, skips.pop())
+            features = self.run(up, features, skips.pop())
         return self.head(features)
