@@ -1,41 +1,200 @@
 """Losses on logits, one value per image.
 
 All take logits (N, 1, H, W) and masks (N, 1, H, W) in [0, 1], where a value in between is the share of the
-pixel that is car, and return (N,). They are computed in float32 whatever the network's precision.
+pixel that is car, and return (N,). All but `lovasz_hinge` are lowest where the probability p is that share t.
+What follows the `*` in a signature is set in the configuration, within the bounds of its type.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, create_model
+
+from carvana.contour import contour_distance
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Settings = float | dict[str, float | int]  # weight, or weight and parameters
+
+Steps = Annotated[int, Field(ge=1, le=255)]
+Exponent = Annotated[float, Field(ge=0, le=10)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Penalty = Annotated[float, Field(gt=0, le=10)]
+Emphasis = Annotated[float, Field(ge=1, le=100)]
 
 
 def bce(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy, mean over pixels."""
-    return F.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten(1).mean(1)
+    """Binary cross-entropy, mean over pixels; at p = t it is the entropy of t, 0 for whole pixels."""
+    return _pixel_bce(logits, masks).flatten(1).mean(1)
 
 
 def soft_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """1 - 2 sum(p t) / (sum(p^2) + sum(t^2)), per image; 0 for an empty mask predicted empty.
 
-    The squares (Milletari et al., V-Net, 2016) put the minimum at p = t for every t; without them a pixel half
+    The squares (Milletari et al., V-Net, 2016) put the minimum, 0, at p = t for every t; without them a pixel half
     covered by the car would be pushed to 1.
     """
-    probs, masks = logits.sigmoid().flatten(1), masks.flatten(1)
-    overlap, total = (probs * masks).sum(1), (probs.square() + masks.square()).sum(1)
-    return 1 - (2 * overlap + 1) / (total + 1)  # the ones are one pixel: they only matter without any car
+    return 1 - _dice_score(logits.sigmoid(), masks)
 
 
-LOSSES: dict[str, Loss] = {"bce": bce, "soft_dice": soft_dice}
+def bce_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """`bce` + `soft_dice`."""
+    return bce(logits, masks) + soft_dice(logits, masks)
 
 
-def weighted_sum(weights: Mapping[str, float]) -> Loss:
-    """The sum of named losses times their weights, e.g. `{"bce": 1, "soft_dice": 1}`."""
+def bce_log_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """`bce` - log(soft Dice score), steeper than `bce_dice` while the masks hardly overlap.
+
+    After Iglovikov and Shvets, TernausNet, 2018, who take the log of the Jaccard score.
+    """
+    return bce(logits, masks) - _dice_score(logits.sigmoid(), masks).log()
+
+
+def border_bce_dice(
+    logits: torch.Tensor, masks: torch.Tensor, *, ring: Steps = 15, emphasis: Emphasis = 3.0
+) -> torch.Tensor:
+    """`bce` + `soft_dice`, in which the pixels within `ring` pixels of the contour weigh `emphasis`, others 1.
+
+    The loss of the Carvana winners (asanakoy et al., 2017: rings of 10 pixels at 3), whose cross-entropy and Dice
+    are both weighted. The weights have mean 1 in each image; the winners squared them in Dice, here they are not.
+    """
+    weights = torch.where(contour_distance(masks, ring) < ring, emphasis, 1.0)
+    weights = weights / weights.mean((1, 2, 3), keepdim=True)
+    cross_entropy = (weights * _pixel_bce(logits, masks)).flatten(1).mean(1)
+    roots = weights.sqrt()  # each sum of Dice is of products of two factors
+    return cross_entropy + 1 - _dice_score(roots * logits.sigmoid(), roots * masks)
+
+
+def focal(logits: torch.Tensor, masks: torch.Tensor, *, gamma: Exponent = 2.0, alpha: Share = 0.5) -> torch.Tensor:
+    """|t - p|^gamma times cross-entropy, mean over pixels; car pixels weigh `alpha`, background 1 - alpha.
+
+    Lin et al., 2017 (there alpha is 0.25), whose 1 - p_t is |t - p| for whole pixels; for others it is the quality
+    focal loss of Li et al., 2020: 0 at p = t.
+    """
+    errors = (masks - logits.sigmoid()).abs().clamp(min=1e-6)  # below gamma = 1 the slope of a power at 0 is infinite
+    balance = alpha * masks + (1 - alpha) * (1 - masks)
+    return (balance * errors**gamma * _pixel_bce(logits, masks)).flatten(1).mean(1)
+
+
+def tversky(logits: torch.Tensor, masks: torch.Tensor, *, alpha: Penalty = 0.3, beta: Penalty = 0.7) -> torch.Tensor:
+    """1 - TP / (TP + alpha FP + beta FN), per image; a beta above alpha favours finding too much over too little.
+
+    Salehi et al., 2017, for whole pixels. For others TP = min(p, t), FP = max(p - t, 0) and FN = max(t - p, 0)
+    (Wang et al., Jaccard metric losses, 2023) keep the minimum, 0, at p = t for any alpha and beta.
+    """
+    surplus = (logits.sigmoid() - masks).flatten(1)
+    found, missed = F.relu(surplus).sum(1), F.relu(-surplus).sum(1)
+    hits = masks.flatten(1).sum(1) - missed
+    return 1 - (hits + 1) / (hits + alpha * found + beta * missed + 1)
+
+
+def lovasz_hinge(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Lovasz extension of the Jaccard loss over hinge errors (Berman et al., 2018), per image.
+
+    A set function knows no shares: a pixel is car from a coverage of one half, so at 0.3 the minimum is p = 0.
+    0 once every logit is on its side by 1. An empty mask costs its worst pixel, a full one the mean.
+    """
+    car = masks >= 0.5
+    errors = F.relu(1 - torch.where(car, logits, -logits)).flatten(1)
+    steps = [_jaccard_steps(*image) for image in zip(errors.detach(), car.flatten(1), strict=True)]
+    return (errors * torch.stack(steps)).sum(1)
+
+
+def boundary(logits: torch.Tensor, masks: torch.Tensor, *, width: Steps = 16) -> torch.Tensor:
+    """mean(|d| |p - t|), d the distance to the contour in units of `width` pixels, at most 1.
+
+    For whole pixels this is mean(d (p - t)) with d negative inside the car: the loss of Kervadec et al., 2019, plus
+    the constant that makes a perfect mask cost 0; for others the minimum stays at p = t. Without any contour |d|
+    is 1. The contour itself costs next to nothing: meant to be added to another loss.
+    """
+    distance = contour_distance(masks, width) / width
+    return (distance * (logits.sigmoid() - masks).abs()).flatten(1).mean(1)
+
+
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    loss.__name__: loss
+    for loss in (bce, soft_dice, bce_dice, bce_log_dice, border_bce_dice, focal, tversky, lovasz_hinge, boundary)
+}
+
+
+def weighted_sum(losses: Mapping[str, Settings]) -> Loss:
+    """The sum of named losses times their weights, in float32 whatever the network's precision.
+
+    `losses` is what `check_losses` takes. Logits may be (N, C, H, W) for masks (N, 1, H, W): channel 0 final, then
+    those of coarser levels (deep supervision). The losses of the channels are then averaged, weighing 1, 1/2, 1/4 ...
+    """
+    terms = [_term(name, settings) for name, settings in check_losses(losses).items()]
 
     def loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         logits, masks = logits.float(), masks.float()
-        return sum(weight * LOSSES[name](logits, masks) for name, weight in weights.items())
+        levels = [sum(weight * term(level, masks) for weight, term in terms) for level in logits.split(1, dim=1)]
+        shares = [0.5**depth for depth in range(len(levels))]
+        return sum(share * level for share, level in zip(shares, levels, strict=True)) / sum(shares)
 
     return loss
+
+
+def check_losses(losses: Mapping[str, Settings]) -> dict[str, Settings]:
+    """`{name: weight}` or `{name: {"weight": ..., parameter: ...}}`, with the parameters left out filled in.
+
+    Raises ValueError, one line naming each fault and what is allowed.
+    """
+    if unknown := sorted(str(name) for name in losses if name not in LOSSES):
+        raise ValueError(f"no loss is named {', '.join(unknown)}; choose from {', '.join(LOSSES)}")
+    return {name: _complete(name, settings) for name, settings in losses.items()}
+
+
+def _pixel_bce(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+
+
+def _dice_score(probs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """(N,) in (0, 1]."""
+    overlap, total = (probs * masks).flatten(1).sum(1), (probs.square() + masks.square()).flatten(1).sum(1)
+    return (2 * overlap + 1) / (total + 1)  # the ones are one pixel: they only matter without any car
+
+
+def _jaccard_steps(errors: torch.Tensor, car: torch.Tensor) -> torch.Tensor:
+    """What each pixel adds to the Jaccard loss when pixels turn wrong one by one, largest error first; all (P,)."""
+    wrong = errors.nonzero().squeeze(1)  # soon few: the order of pixels without an error does not matter
+    bits = errors.float().view(torch.int32)  # in the order of the floats, as none is negative; sorted 7 times faster
+    order = wrong[(-bits.index_select(0, wrong)).sort().indices]
+    missed = car.index_select(0, order)
+    overlap = car.sum() - missed.cumsum(0, dtype=torch.float32)
+    union = overlap + torch.arange(1, len(order) + 1, device=order.device)
+    # The differences of successive overlap / union, written out (subtracted, they would lose their digits): a missed
+    # pixel leaves the overlap, a surplus one enters the union. 0 / 0 is the first surplus pixel of an empty mask.
+    steps = torch.where(missed, 1, (overlap / (union - 1)).nan_to_num(1)) / union
+    return steps.new_zeros(len(errors)).scatter_(0, order, steps)
+
+
+def _term(name: str, settings: Settings) -> tuple[float, Loss]:
+    parameters = dict(settings) if isinstance(settings, Mapping) else {"weight": settings}
+    return parameters.pop("weight"), partial(LOSSES[name], **parameters)
+
+
+def _complete(name: str, settings: Settings) -> Settings:
+    given = dict(settings) if isinstance(settings, Mapping) else {"weight": settings}
+    try:
+        values = _schema(name).model_validate(given).model_dump()
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(name, fault) for fault in error.errors())) from None
+    return values if len(values) > 1 else values["weight"]
+
+
+def _schema(name: str) -> type[BaseModel]:
+    """A loss's weight and what follows the `*` in its signature."""
+    parameters = [p for p in signature(LOSSES[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    fields = {p.name: (p.annotation, p.default) for p in parameters}
+    strict = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return create_model(name, __config__=strict, weight=(PositiveFloat, 1.0), **fields)
+
+
+def _explain(name: str, fault: dict) -> str:
+    key = ".".join(str(part) for part in (name, *fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: no such parameter; choose from {', '.join(_schema(name).model_fields)}"
+    return f"{key} = {fault['input']!r}: {fault['msg']}"
