@@ -10,7 +10,8 @@ import typer
 from carvana.command import INPUT, CarsOption, InputOption, run
 from carvana.errors import InputError
 from carvana.images import Photos, open_test
-from carvana.log import progress, replacing
+from carvana.log import progress
+from carvana.pictures import write_picture
 from carvana.rle import rle_decode
 from carvana.submission import read_submission
 
@@ -104,14 +105,6 @@ def arrange(tiles: list[np.ndarray], columns: int) -> np.ndarray:
     for place, tile in enumerate(tiles):
         sheet[place // columns, : len(tile), place % columns] = tile
     return sheet.reshape(-1, columns * TILE_WIDTH, 3)
-
-
-def write_picture(path: Path, image: np.ndarray) -> None:
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise InputError(f"{path}: OpenCV cannot write such a picture; give a name in .jpg or .png")
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.tobytes())
 
 
 if __name__ == "__main__":

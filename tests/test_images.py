@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carvana.decoding import decode_image, decode_mask
+from carvana.decoding import decode_image, decode_mask, read_size
 from carvana.errors import InputError
+from carvana.geometry import Fit
 from carvana.images import angle_of, car_of, open_test, open_train, read_cars
 
 SIZE = (40, 60)  # height, width
@@ -84,6 +85,40 @@ def test_a_photo_is_not_turned_by_its_exif():
     turned = Image.Exif()
     turned[0x0112] = 6
     assert decode_image(photo(exif=turned), "x").shape == (*SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "size"),
+    [((20, 30), (20, 30)), ((1, 1), (20, 30)), ((21, 30), SIZE), ((20, 31), SIZE), ((400, 600), SIZE), (None, SIZE)],
+)
+def test_a_jpeg_is_halved_but_never_below_what_is_needed(at_least, size):
+    data = photo(quality=100)
+    image = decode_image(data, "x", at_least)
+    assert image.shape == (*size, 3)
+    assert decode_image(photo(suffix="png"), "x", at_least).shape == (*SIZE, 3)
+    assert read_size(data, "x") == SIZE
+
+
+def test_a_halved_photo_is_the_same_photo():
+    red_left = np.zeros((*SIZE, 3), np.uint8)
+    red_left[:, :30] = (200, 40, 0)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    halved = decode_image(photo(red_left, quality=100, exif=turned), "x", (10, 10)).astype(int)
+    assert np.abs(halved - red_left[::2, ::2])[:, np.r_[:12, 18:30]].max() < 6
+
+
+def test_an_odd_side_is_not_halved():
+    """Half of it would be rounded up: the photo would be moved against its mask."""
+    assert decode_image(photo(NOISE[:, :59]), "x", (10, 10)).shape == (40, 59, 3)
+    assert decode_image(photo(NOISE[:39]), "x", (10, 10)).shape == (39, 60, 3)
+
+
+@pytest.mark.parametrize("at_least", [(10, 10), (1000, 1000)])
+def test_faults_are_named_when_a_photo_may_be_halved(at_least):
+    for data in (photo()[:-500], b"no photo", photo()[:20] + photo()[-2:]):
+        with pytest.raises(InputError, match=r"^input/x\.jpg: .*download it again$"):
+            decode_image(data, "input/x.jpg", at_least)
 
 
 @pytest.mark.parametrize("suffix", ["jpeg", "png"])
@@ -163,6 +198,22 @@ def test_photos(tmp_path, as_zip):
     assert (photos.mask("a_01") == CAR).all()
     assert photos.check() is None
     assert pickle.loads(pickle.dumps(photos)).image_ids == photos.image_ids
+
+
+def test_fitted_photos_report_the_photos_own_size(tmp_path):
+    photos = open_train(write_data(tmp_path))
+    whole, half = photos.image("a_01"), decode_image(photo(), "x", (20, 30))
+    for fits, pixels in (
+        ([Fit((10, 15)), Fit((20, 30))], half),
+        ([Fit((10, 15)), Fit((21, 30))], whole),
+        ([Fit((10, 15)), Fit((40, 64), "pad")], whole),
+        ([Fit((80, 120))], whole),
+    ):
+        images, size = photos.fitted("a_01", fits)
+        assert size == SIZE
+        assert all(np.array_equal(image, fit.image(pixels)) for image, fit in zip(images, fits, strict=True))
+    with pytest.raises(InputError, match=r"train/c_01\.jpg: no such photo"):
+        photos.fitted("c_01", [Fit((10, 15))])
 
 
 def test_select(tmp_path):

@@ -1,34 +1,67 @@
 """Photos as tensors. Everything stays uint8 until it is on the device."""
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from carvana.augmentations import augment, build_augmentation
-from carvana.geometry import Fit
+from carvana.cache import PhotoCache
+from carvana.geometry import Fit, Size
 from carvana.images import Photos
 
 
 class TrainSet(Dataset):
-    """Augmented photos at network size: image (3, h, w) uint8 and mask (1, h, w) uint8, 255 times the coverage.
+    """Augmented photos: image (3, h, w) uint8, mask (1, h, w) uint8, 255 times the coverage, and the photo's index.
 
-    What index i of epoch e becomes depends on (seed, e, i) alone, so that a resumed run sees what an
-    uninterrupted one would have seen.
+    Item i is photo `order[i]` of the source, or photo i; with `crop` a random window (height, width) of it. What it
+    becomes depends on seed, epoch, the photo's index and how often that came before in `order`, on nothing else: so a
+    resumed run sees what an uninterrupted one would have seen, and a repeated photo is another one each time.
     """
 
-    def __init__(self, photos: Photos, fit: Fit, augmentation: str, seed: int, epoch: int):
-        self.photos, self.fit, self.seed, self.epoch = photos, fit, seed, epoch
+    def __init__(
+        self,
+        source: PhotoCache,
+        augmentation: str,
+        seed: int,
+        epoch: int,
+        crop: Size | None = None,
+        order: Iterable[int] | None = None,
+    ):
+        self.source, self.seed, self.epoch, self.crop = source, seed, epoch, crop
         self.augmentation = build_augmentation(augmentation)
+        self.order = list(range(len(source)) if order is None else map(int, order))
+        self._repeats = list(count_earlier(self.order))
 
     def __len__(self) -> int:
-        return len(self.photos.image_ids)
+        return len(self.order)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image_id = self.photos.image_ids[index]
-        image, mask = self.fit.image(self.photos.image(image_id)), self.fit.mask(self.photos.mask(image_id))
-        image, mask = augment(self.augmentation, image, mask, [self.seed, self.epoch, index])
-        return to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask))[None]
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        index, repeat = self.order[item], self._repeats[item]
+        generator = np.random.default_rng([self.seed, self.epoch, index, *([repeat] if repeat else [])])
+        image, mask = self.source[index]
+        if self.crop:
+            image, mask = random_window(image, mask, self.crop, generator)
+        image, mask = augment(self.augmentation, image, mask, generator)
+        return to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask))[None], index
+
+
+def count_earlier(order: list[int]) -> Iterator[int]:
+    """For each index how often it came before."""
+    seen = Counter()
+    for index in order:
+        yield seen[index]
+        seen[index] += 1
+
+
+def random_window(image: np.ndarray, mask: np.ndarray, size: Size, generator: np.random.Generator) -> tuple:
+    """The same window, of `size`, of image and mask; all places are equally likely."""
+    top, left = (int(generator.integers(side - part + 1)) for side, part in zip(mask.shape, size, strict=True))
+    window = slice(top, top + size[0]), slice(left, left + size[1])
+    return image[window], mask[window]
 
 
 class PhotoSet(Dataset):
@@ -46,9 +79,9 @@ class PhotoSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple:
         image_id = self.image_ids[index]
-        image = self.photos.image(image_id)
+        images, size = self.photos.fitted(image_id, self.fits)
         mask = torch.from_numpy(self.photos.mask(image_id)) if self.masks else None
-        return image_id, [to_tensor(fit.image(image)) for fit in self.fits], image.shape[:2], mask
+        return image_id, [to_tensor(image) for image in images], size, mask
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:
@@ -56,7 +89,7 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
-def collate_photos(items: list[tuple]) -> tuple[list[str], list[torch.Tensor], list[tuple[int, int]], list]:
+def collate_photos(items: list[tuple]) -> tuple[list[str], list[torch.Tensor], list[Size], list]:
     """Image ids, one batch (N, 3, h, w) for each fit, photo sizes, masks."""
     image_ids, images, sizes, masks = zip(*items, strict=True)
     return (

@@ -10,20 +10,26 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from carvana.errors import InputError
+from carvana.geometry import Size
 
 RGB_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # a turned photo would not fit its mask
-END_BY_START = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
+HALVED = RGB_AS_STORED | cv2.IMREAD_REDUCED_GRAYSCALE_2  # not REDUCED_COLOR_2: it has the bit of BGR
+JPEG_START = b"\xff\xd8"
+END_BY_START = {JPEG_START: b"\xff\xd9", b"\x89PNG": b"IEND"}
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # what Pillow raises
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """A photo's bytes as uint8 (height, width, 3) RGB.
+def decode_image(data: bytes, name: str, at_least: Size | None = None) -> np.ndarray:
+    """A photo's bytes as uint8 (height, width, 3) RGB; at half its size if that is not below `at_least`.
 
+    Only a JPEG is halved, where that takes a third of the time (a quarter of the size is no faster), and only if both
+    sides are even: half of an odd side is rounded up, which would move the photo against its mask.
     Raises InputError naming `name` if it is unreadable or truncated.
     """
     _refuse_cut(data, name)
+    halved = at_least is not None and data.startswith(JPEG_START) and _half_serves(read_size(data, name), at_least)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), RGB_AS_STORED)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), HALVED if halved else RGB_AS_STORED)
     except cv2.error:
         image = None
     if image is None:
@@ -48,7 +54,13 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     return pixels > 0
 
 
-def verified_size(data: bytes, name: str) -> tuple[int, int]:
+def read_size(data: bytes, name: str) -> Size:
+    """A photo's (height, width) from its header. Raises InputError naming `name` if that is unreadable."""
+    with _opened(data, name, ("JPEG", "PNG")) as image:
+        return image.height, image.width
+
+
+def verified_size(data: bytes, name: str) -> Size:
     """A photo's (height, width). Raises InputError as `decode_image` does, in a third of its time.
 
     The whole file is decoded, but only to an eighth of the size.
@@ -58,6 +70,10 @@ def verified_size(data: bytes, name: str) -> tuple[int, int]:
         image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
         image.load()
     return height, width
+
+
+def _half_serves(size: Size, at_least: Size) -> bool:
+    return all(side % 2 == 0 and side // 2 >= needed for side, needed in zip(size, at_least, strict=True))
 
 
 @contextmanager

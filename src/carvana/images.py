@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from carvana.archive import Archive, Part
-from carvana.decoding import decode_image, decode_mask, verified_size
+from carvana.decoding import decode_image, decode_mask, read_size, verified_size
 from carvana.errors import InputError, few
+from carvana.geometry import Fit, Size
 from carvana.log import progress
 
 IMAGE_ID = re.compile(r"(?P<car>.+)_(?P<angle>0[1-9]|1[0-6])")
@@ -108,8 +109,16 @@ class Photos:
 
     def image(self, image_id: str) -> np.ndarray:
         """The photo, uint8 (height, width, 3) RGB. Raises InputError if it is missing or unreadable."""
-        name = self.name(image_id)
-        return decode_image(self.photo_part.read(name), self.photo_part.where(name))
+        return decode_image(*self._read(image_id))
+
+    def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
+        """The photo at each network size, uint8 (h, w, 3) RGB, and its own (height, width).
+
+        It is decoded at half its size where that is enough for all. Raises InputError as `image` does.
+        """
+        data, where = self._read(image_id)
+        image = decode_image(data, where, _largest(fits))
+        return [fit.image(image) for fit in fits], read_size(data, where)
 
     def mask(self, image_id: str) -> np.ndarray:
         """Where the car is, bool (height, width). Raises InputError if the mask is missing or unreadable."""
@@ -151,12 +160,24 @@ class Photos:
             faults.append(f"{where}: (height, width) is {sizes[1]}, its photo's is {sizes[0]}")
         return faults
 
-    def _photo_size(self, image_id: str) -> tuple[int, int]:
-        name = self.name(image_id)
-        return verified_size(self.photo_part.read(name), self.photo_part.where(name))
+    def _photo_size(self, image_id: str) -> Size:
+        return verified_size(*self._read(image_id))
 
-    def _mask_size(self, image_id: str) -> tuple[int, int]:
+    def _mask_size(self, image_id: str) -> Size:
         return self.mask(image_id).shape
+
+    def _read(self, image_id: str) -> tuple[bytes, str]:
+        """The photo's bytes, and where they lie, for messages."""
+        name = self.name(image_id)
+        return self.photo_part.read(name), self.photo_part.where(name)
+
+
+def _largest(fits: list[Fit]) -> Size | None:
+    """The size that is enough for all, or None if one of them adds to the whole photo instead of resizing it."""
+    if any(fit.how == "pad" for fit in fits):
+        return None
+    heights, widths = zip(*(fit.size for fit in fits), strict=True)
+    return max(heights), max(widths)
 
 
 def _name_faults(part: Part, pattern: re.Pattern, index: dict[str, str]) -> Iterator[str]:
