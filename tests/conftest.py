@@ -32,8 +32,8 @@ def tiny():
     """Configuration of a model that trains in a second, with changes such as `train={"epochs": 1}`."""
 
     def build(**changes):
-        settings = {key: TINY[key] | changes.get(key, {}) if isinstance(TINY[key], dict) else TINY[key] for key in TINY}
-        return parse_config(settings, "tiny")
+        groups = {key: TINY[key] | changes.get(key, {}) for key in TINY if isinstance(TINY[key], dict)}
+        return parse_config(TINY | changes | groups, "tiny")
 
     return build
 

@@ -30,11 +30,17 @@ def test_overrides_pass_through_validation():
     [
         ("optim.lrr=1", r"optim\.lrr: no such setting; did you mean lr\?"),
         ("optimizer.lr=1", "optimizer: no such setting; did you mean optim"),
-        ("optim.zzz=1", "optim.zzz: no such setting; choose from lr, encoder_lr_factor"),
+        ("optim.zzz=1", "optim.zzz: no such setting; choose from lr, schedule, encoder_lr_factor"),
         ("optim.lr=-1", r"optim\.lr = -1: .*greater than 0"),
         ("data.size=[512]", "data.size"),
         ("data.fit=stretch", "data.fit = 'stretch': .*'resize' or 'pad'"),
         ("loss={bcee: 1}", "no loss is named bcee; choose from bce, soft_dice"),
+        ("data.crop=[1024,64]", r"data.crop = \[1024, 64\]: .*larger than data.size, 256x384"),
+        ("earlier_stages=[{data: {size: [64, 96]}}]", "earlier_stages: number 0 has no train.epochs of its own"),
+        ("earlier_stages=[{train: {epochs: 1, seed: 3}}]", "earlier_stages: number 0 cannot change seed"),
+        ("earlier_stages=[{train: {epochs: 1}, model: {}}]", "earlier_stages: number 0 cannot change model"),
+        ("earlier_stages=[{train: {epochs: 0}}]", "train.epochs = 0: .*greater than 0"),
+        ("earlier_stages=[{train: {epochs: 1}, data: {sise: 3}}]", r"data\.sise: no such setting; did you mean size"),
         ("train.epochs=0", "train.epochs = 0: .*greater than 0"),
         ("train.epochs", "write --set group.key=value"),
         ("name=x", "name: it is the file's own"),
@@ -56,6 +62,29 @@ def test_config_is_frozen_and_survives_json():
     config = Config(name="x")
     with pytest.raises(ValidationError):
         config.name = "y"
+    assert parse_config(config.model_dump(mode="json"), "test") == config
+
+
+def test_stages_change_what_they_name_and_end_with_the_settings_themselves():
+    config = Config(
+        name="x",
+        data={"size": [512, 768], "augmentation": "none"},
+        loss={"bce": 1},
+        train={"epochs": 2, "batch_size": 4},
+        earlier_stages=[
+            {"data": {"size": [256, 384]}, "train": {"epochs": 3, "batch_size": 16}, "optim": {"lr": 0.01}},
+            {"train": {"epochs": 1}, "loss": {"soft_dice": 1}},
+        ],
+    )
+    first, second, last = config.stages
+    assert (first.data.size, first.data.augmentation, first.train.batch_size) == ((256, 384), "none", 16)
+    assert (first.optim.lr, first.loss, first.train.precision) == (0.01, {"bce": 1}, "auto")
+    assert (second.data.size, second.loss, second.train.batch_size) == ((512, 768), {"soft_dice": 1}, 4)
+    assert last is config
+    assert config.epochs == 6
+    places = [config.stage_of(epoch) for epoch in range(7)]
+    assert [stage.data.size[0] for stage, _ in places] == [256, 256, 256, 512, 512, 512, 512]
+    assert [done for _, done in places] == [0, 1, 2, 0, 0, 1, 2]
     assert parse_config(config.model_dump(mode="json"), "test") == config
 
 

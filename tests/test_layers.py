@@ -11,6 +11,7 @@ ROWS = [
         "archive",
         "command",
         "config",
+        "contour",
         "decoding",
         "demo",
         "device",
@@ -19,12 +20,13 @@ ROWS = [
         "log",
         "losses",
         "metrics",
+        "pictures",
         "provenance",
         "rle",
     },
-    {"models", "augmentations", "dataset", "folds", "images"},
-    {"checkpoint", "engine", "ensemble", "optim", "state", "tta"},
-    {"faults", "inference", "oof", "run", "submission", "training"},
+    {"models", "augmentations", "cache", "dataset", "folds", "images"},
+    {"checkpoint", "engine", "ensemble", "learner", "optim", "state", "tta"},
+    {"averaging", "faults", "inference", "oof", "run", "submission", "training", "validation"},
 ]
 LEVEL = {module: level for level, row in enumerate(ROWS) for module in row}
 FILES = sorted(PACKAGE.rglob("*.py"))

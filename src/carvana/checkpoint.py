@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from carvana.config import Config, parse_config
 from carvana.errors import InputError
@@ -60,11 +61,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     facts = read_facts(path)
     config = parse_config(facts["config"], str(path))
     model = build_model(config.model, pretrained=False)
-    with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from None
     kept = {key: facts[key] for key in ("fold", "epoch", "dice", "folds_digest")}
     return Checkpoint(path, model.eval(), config, digest=file_digest(path), **kept)
+
+
+def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor over checkpoints of one architecture; counters are the last one's."""
+    states = [load_file(path) for path in paths]
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if last.is_floating_point() else last
+        for name, last in states[-1].items()
+    }

@@ -40,3 +40,8 @@ def native_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def chosen_precision(precision: str) -> str:
+    """accelerate's name of a configured precision; `auto` is the native one."""
+    return native_precision(process_state().device) if precision == "auto" else precision.replace("fp32", "no")

@@ -3,36 +3,20 @@
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
 
-from carvana.config import Config
 from carvana.errors import InputError
+from carvana.learner import Learner
 from carvana.log import progress, say
-from carvana.losses import Loss
 from carvana.optim import rate_factor, set_rate
-from carvana.state import Progress
 
 BAD_STEPS_ALLOWED = 10
-
-
-@dataclass
-class Learner:
-    """All that one fold's training changes."""
-
-    accelerator: Accelerator
-    model: nn.Module
-    ema: ModelEmaV3
-    optimizer: torch.optim.Optimizer
-    loss: Loss
-    progress: Progress
-    config: Config
 
 
 class OutOfTime(Exception):
@@ -45,15 +29,16 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
     A step whose loss or gradient is not finite is skipped; ten in a row raise InputError. Raises OutOfTime once
     `time.monotonic()` is past `deadline`.
     """
-    config, state, accelerator = learner.config, learner.progress, learner.accelerator
-    steps = config.train.epochs * len(loader)
-    total, skipped, bad_in_a_row = 0.0, 0, 0
-    learner.model.train()
-    bar = progress(loader, f"epoch {state.epoch + 1}/{config.train.epochs}", unit="step")
-    for images, masks in bar:
+    stage, state, accelerator = learner.stage, learner.progress, learner.accelerator
+    total, skipped, bad_in_a_row, photo_losses = 0.0, 0, 0, {}
+    frozen = learner.begin_epoch()
+    bar = progress(loader, f"epoch {state.epoch + 1}/{learner.config.epochs}", unit="step")
+    for number, (images, masks, indices) in enumerate(bar):
         check_clock(accelerator, deadline)
-        set_rate(learner.optimizer, rate_factor(state.step, steps, config.optim.warmup))
-        loss = forward_backward(learner, images.to(accelerator.device), masks.to(accelerator.device))
+        set_rate(learner.optimizer, stage.optim.lr * schedule(learner, number, len(loader)), frozen)
+        losses = forward_backward(learner, images.to(accelerator.device), masks.to(accelerator.device)).tolist()
+        loss = sum(losses) / len(losses)
+        photo_losses |= dict(zip(indices.tolist(), losses, strict=True))
         if update(learner, loss):
             bad_in_a_row = 0
             total += loss
@@ -62,11 +47,26 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
             skipped, bad_in_a_row = skipped + 1, bad_in_a_row + 1
             stop_if_hopeless(bad_in_a_row)
         state.step += 1
+    if stage.train.replay:
+        gathered = dict(gather_object(list(photo_losses.items())))  # processes may share a photo
+        state.photo_losses = [gathered[index] for index in sorted(gathered)]
     return {"loss": total / max(1, len(loader) - skipped), "skipped_steps": skipped}
 
 
-def forward_backward(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> float:
-    """Accumulates the gradient of a batch's mean loss; out of memory, halves the micro-batch and starts it again."""
+def schedule(learner: Learner, number: int, steps: int) -> float:
+    """Rate over peak rate in step `number` of this epoch's `steps`, on the run's or the stage's warm-up and cosine."""
+    stage, epoch = learner.config.stage_of(learner.progress.epoch)
+    epochs = stage.train.epochs
+    if stage.optim.schedule == "run":
+        epoch, epochs = learner.progress.epoch, learner.config.epochs
+    return rate_factor(epoch * steps + number, epochs * steps, stage.optim.warmup)
+
+
+def forward_backward(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Accumulates the gradient of a batch's mean loss, and returns the loss of each photo (N,).
+
+    Out of memory, it halves the micro-batch and starts again.
+    """
     while True:
         try:
             return _accumulate(learner, images, masks)
@@ -79,17 +79,18 @@ def forward_backward(learner: Learner, images: torch.Tensor, masks: torch.Tensor
         clear_device_cache(garbage_collection=True)
 
 
-def _accumulate(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> float:
-    size, total = learner.progress.micro_batch, torch.zeros((), device=images.device)
+def _accumulate(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    size, hard, photo_losses = learner.progress.micro_batch, learner.stage.train.hard_targets, []
     parts = list(zip(images.split(size), masks.split(size), strict=True))
     for number, (some_images, some_masks) in enumerate(parts, start=1):
         last = number == len(parts)
         with nullcontext() if last else learner.accelerator.no_sync(learner.model):
             logits = learner.model(some_images)
-            loss = learner.loss(logits, some_masks.float() / 255).sum() / len(images)
-            learner.accelerator.backward(loss)
-        total += loss.detach()
-    return total.item()
+            targets = some_masks.float() / 255
+            losses = learner.loss(logits, targets.round() if hard else targets)
+            learner.accelerator.backward(losses.sum() / len(images))
+        photo_losses.append(losses.detach())
+    return torch.cat(photo_losses)
 
 
 def halve_micro_batch(learner: Learner) -> None:
@@ -106,7 +107,7 @@ def halve_micro_batch(learner: Learner) -> None:
 def update(learner: Learner, loss: float) -> bool:
     """One step of the optimizer and of the averaged weights; False if it had to be skipped."""
     accelerator, model = learner.accelerator, learner.accelerator.unwrap_model(learner.model)
-    norm = accelerator.clip_grad_norm_(learner.model.parameters(), learner.config.optim.clip)
+    norm = accelerator.clip_grad_norm_(learner.model.parameters(), learner.stage.optim.clip)
     scaled = accelerator.scaler is not None
     fine = bool(torch.isfinite(norm))  # every process sees the same norm, also where only one had a bad loss
     if fine or scaled:  # fp16's scaler skips a bad step itself, and is to be told of it to lower its scale

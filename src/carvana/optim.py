@@ -4,26 +4,40 @@ import math
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from torch import nn
 
 from carvana.config import OptimConfig
+from carvana.errors import InputError
 from carvana.models import Segmenter
 
 
 def build_optimizer(model: Segmenter, config: OptimConfig, num_processes: int = 1) -> torch.optim.Optimizer:
-    """AdamW; each group holds its own peak rate as `initial_lr`."""
+    """AdamW; each group holds its rate over `optim.lr` as `share`, and whether it is of the `encoder`.
+
+    Raises InputError for settings of a pretrained encoder if the model has none.
+    """
     scale = {"none": 1.0, "sqrt": math.sqrt(num_processes), "linear": float(num_processes)}[config.scale_lr]
-    encoder = getattr(model.network, "encoder", torch.nn.Identity())
-    in_encoder = {id(parameter) for parameter in encoder.parameters()}
-    rest = torch.nn.ParameterDict(
-        {n.replace(".", "/"): p for n, p in model.named_parameters() if id(p) not in in_encoder}
-    )
+    encoder = getattr(model.network, "encoder", None)
+    if encoder is None and (config.frozen_encoder_epochs or config.frozen_norm or config.layer_decay < 1):
+        raise InputError("optim.frozen_encoder_epochs, frozen_norm, layer_decay: this architecture has no encoder")
+    parts = encoder_parts(encoder) if encoder else []
+    in_encoder = {id(parameter) for part in parts for parameter in part.parameters()}
+    rest = nn.ParameterDict({n.replace(".", "/"): p for n, p in model.named_parameters() if id(p) not in in_encoder})
     groups = []
-    for part, factor in ((encoder, config.encoder_lr_factor), (rest, 1.0)):
-        rate = config.lr * factor * scale
-        for group in param_groups_weight_decay(part, config.weight_decay):
-            if group["params"]:
-                groups.append(group | {"lr": rate, "initial_lr": rate})
-    return create_optimizer_v2(groups, opt="adamw", lr=config.lr * scale, weight_decay=0.0)
+    for depth, part in enumerate([*parts, rest], start=1):
+        share = scale if part is rest else scale * config.encoder_lr_factor * config.layer_decay ** (len(parts) - depth)
+        settings = {"share": share, "encoder": part is not rest, "lr": config.lr * share}
+        groups += [g | settings for g in param_groups_weight_decay(part, config.weight_decay) if g["params"]]
+    return create_optimizer_v2(groups, opt="adamw", lr=config.lr, weight_decay=0.0)
+
+
+def encoder_parts(encoder: nn.Module) -> list[nn.Module]:
+    """The encoder's modules from the photo inwards, sequences opened: stem, then blocks or stages.
+
+    timm's own grouping by layer takes a `features_only` network for a single layer.
+    """
+    children = [list(c.children()) if isinstance(c, nn.Sequential) else [c] for c in encoder.children()]
+    return [part for parts in children for part in parts if any(True for _ in part.parameters())]
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -34,7 +48,17 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Each group's peak rate times `factor`. The rate is a function of the step, so there is nothing to resume."""
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, frozen_encoder: bool = False) -> None:
+    """Each group's share of `lr`. The rate is a function of the step, so there is nothing to resume.
+
+    A frozen encoder gets none: under several processes its gradients are waited for all the same.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        group["lr"] = 0.0 if frozen_encoder and group["encoder"] else lr * group["share"]
+
+
+def freeze_norm(module: nn.Module) -> None:
+    """BatchNorm uses its statistics and no longer averages new ones in, until `module.train()` is called again."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from carvana.augmentations import build_augmentation
+from carvana.checkpoint import read_facts
 from carvana.config import Config, differences
-from carvana.device import native_precision, process_state
+from carvana.device import chosen_precision, process_state
 from carvana.errors import InputError
 from carvana.folds import check_folds, folds_digest
 from carvana.images import Photos
@@ -39,10 +40,18 @@ def split_fold(photos: Photos, folds: pd.DataFrame, number: int, runs: Path, nam
     return Fold(number, train, val, folds_digest(folds), runs / name / f"fold{number}")
 
 
-def chosen_precision(config: Config) -> str:
-    """accelerate's name of the configured precision."""
-    precision = config.train.precision
-    return native_precision(process_state().device) if precision == "auto" else precision.replace("fp32", "no")
+def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
+    """The fold's checkpoint of the run that `train.init_from` names, under the same runs/ or as a path.
+
+    Raises InputError if it was trained on cars of this fold's validation.
+    """
+    if config.train.init_from is None:
+        return None
+    path = fold.folder.parents[1] / config.train.init_from / fold.folder.name / "best.safetensors"
+    facts = read_facts(path)
+    if (facts["folds_digest"], facts["fold"]) != (fold.digest, fold.number):
+        raise InputError(f"train.init_from: {path} is of another split: it has seen cars of this fold's validation")
+    return path
 
 
 def describe_run(config: Config, fold: Fold) -> dict:
@@ -52,15 +61,17 @@ def describe_run(config: Config, fold: Fold) -> dict:
         "folds_digest": fold.digest,
         "train_cars": fold.train.cars,
         "val_cars": fold.val.cars,
-        "precision": chosen_precision(config),
+        "precision": chosen_precision(config.train.precision),
         "processes": process_state().num_processes,
     }
 
 
 def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool) -> None:
     """Raises InputError if a run lies in the fold's folder that is neither to be overwritten nor can be resumed."""
-    build_augmentation(config.data.augmentation)
+    for stage in config.stages:
+        build_augmentation(stage.data.augmentation)
     find_model(config.model)
+    initial_checkpoint(config, fold)
     folder, state = fold.folder, saved_states(fold.folder / "state")
     if overwrite or not (state or (folder / "best.safetensors").exists()):
         return

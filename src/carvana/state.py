@@ -1,7 +1,7 @@
 """What a killed run continues from: model, optimizer, averaged weights and progress after a whole epoch."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -16,8 +16,9 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
-    best_dice: float = -1.0
+    best_dice: float = -1.0  # of the stage
     micro_batch: int = 0
+    photo_losses: list[float] = field(default_factory=list)  # of the last epoch, by the photo's index
 
     def state_dict(self) -> dict:
         return asdict(self)

@@ -2,29 +2,21 @@
 
 import time
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object, set_seed
-from timm.utils import ModelEmaV3
+import numpy as np
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, DistributedSampler
 
-from carvana.checkpoint import save_checkpoint
+from carvana.averaging import average_epochs, keep_checkpoint, keep_for_average
+from carvana.cache import PhotoCache
 from carvana.config import Config
 from carvana.dataset import TrainSet, quiet_worker
-from carvana.device import Device
-from carvana.engine import Learner, OutOfTime, check_clock, train_one_epoch
-from carvana.images import Photos
-from carvana.inference import Member, predict_photos
+from carvana.engine import OutOfTime, check_clock, train_one_epoch
+from carvana.learner import Learner, build_learner
 from carvana.log import read_records, say, write_records
 from carvana.losses import weighted_sum
-from carvana.metrics import dice
-from carvana.models import build_model
-from carvana.optim import build_optimizer
-from carvana.run import Fold, chosen_precision, prepare_folder, refuse_conflict
-from carvana.state import Progress, load_state, save_state
-from carvana.tta import TTA
-
-THRESHOLD = 0.5  # of validation; the submission's is chosen out-of-fold
+from carvana.run import Fold, initial_checkpoint, prepare_folder, refuse_conflict
+from carvana.state import load_state, save_state
+from carvana.validation import validate
 
 
 def train_fold(
@@ -32,62 +24,62 @@ def train_fold(
 ) -> bool:
     """Trains until the last epoch, or stops cleanly before `deadline` (of `time.monotonic()`); True if finished.
 
-    Leaves in `fold.folder`: best.safetensors (averaged weights of the best epoch), run.json (what the run is),
-    log.jsonl (a line an epoch) and state/ (what `resume` continues from, on a CPU to the same weights). Raises
-    InputError as `refuse_conflict` does.
+    Leaves in `fold.folder`: best.safetensors (averaged weights of the last stage's best epoch), run.json (what the
+    run is), log.jsonl (a line an epoch) and state/ (what `resume` continues from, on a CPU to the same weights).
+    Raises InputError as `refuse_conflict` does.
     """
-    learner = build_learner(config)
-    accelerator = learner.accelerator
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
+    learner = build_learner(config, initial_checkpoint(config, fold))
+    with learner.accelerator.main_process_first():
+        if learner.accelerator.is_main_process:
             refuse_conflict(config, fold, resume, overwrite)
             prepare_folder(config, fold, overwrite)
-    if resume and load_state(accelerator, fold.folder / "state"):
+    if resume and load_state(learner.accelerator, fold.folder / "state"):
         say(f"fold {fold.number}: continuing after epoch {learner.progress.epoch}")
     records = read_records(fold.folder / "log.jsonl")[: learner.progress.epoch]
     try:
-        while learner.progress.epoch < config.train.epochs:
-            longest = max((record["train_seconds"] + record["val_seconds"] for record in records), default=0)
-            check_clock(accelerator, deadline, 1.05 * longest)  # a margin for writing
-            records.append(run_epoch(learner, fold, deadline))
-            keep_epoch(learner, fold, records)
+        while learner.progress.epoch < config.epochs:
+            train_stage(learner, fold, records, deadline)
+        if config.train.average != "none":
+            average_epochs(learner, fold, deadline)
     except OutOfTime:
         saved = f"--resume continues from {fold.folder}" if records else "nothing saved: not even one epoch fits"
-        say(f"fold {fold.number}: out of time after {len(records)} of {config.train.epochs} epochs; {saved}")
+        say(f"fold {fold.number}: out of time after {len(records)} of {config.epochs} epochs; {saved}")
         return False
     say(f"fold {fold.number}: finished, best Dice {learner.progress.best_dice:.5f}, in {fold.folder}")
     return True
 
 
-def build_learner(config: Config) -> Learner:
-    """Model, averaged model, optimizer and loss, on the device and in the precision that are there."""
-    set_seed(config.train.seed)
-    accelerator = Accelerator(mixed_precision=chosen_precision(config))
-    model = build_model(config.model).to(accelerator.device, memory_format=torch.channels_last)
-    ema = ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True)
-    optimizer = build_optimizer(model, config.optim, accelerator.num_processes)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    state = Progress(micro_batch=config.train.micro_batch or config.train.batch_size)
-    accelerator.register_for_checkpointing(ema.module, state)
-    return Learner(accelerator, model, ema, optimizer, weighted_sum(config.loss), state, config)
+def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float) -> None:
+    """Trains the epochs of the stage in progress that are not done yet."""
+    stage, done = learner.config.stage_of(learner.progress.epoch)
+    learner.loss = weighted_sum(stage.loss)
+    if done == 0:
+        learner.begin_stage()
+    photos = PhotoCache(fold.train, stage.data.geometry, stage.data.cache_gib)
+    for number in range(done, stage.train.epochs):
+        like_this = records[-number:] if number else records
+        longest = max((record["train_seconds"] + record["val_seconds"] for record in like_this), default=0)
+        check_clock(learner.accelerator, deadline, 1.05 * longest)  # a margin for writing
+        records.append(run_epoch(learner, photos, fold, deadline))
+        keep_epoch(learner, fold, records)
 
 
-def run_epoch(learner: Learner, fold: Fold, deadline: float) -> dict:
+def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float) -> dict:
     """Trains and validates once; returns the epoch's record. Random numbers depend on seed and epoch alone."""
-    accelerator, state, train = learner.accelerator, learner.progress, learner.config.train
-    set_seed(train.seed + 1000 * (state.epoch + 1), device_specific=True)
+    accelerator, state, stage = learner.accelerator, learner.progress, learner.stage
+    set_seed(stage.train.seed + 1000 * (state.epoch + 1), device_specific=True)
     started = time.monotonic()
-    record = train_one_epoch(learner, train_loader(learner, fold.train), deadline)
+    record = train_one_epoch(learner, train_loader(learner, photos), deadline)
     trained = time.monotonic()
     scores = validate(learner, fold.val, deadline)
-    state.epoch += 1
     return {
-        "epoch": state.epoch,
+        "epoch": state.epoch + 1,
         "step": state.step,
         **record,
         "dice": sum(scores.values()) / len(scores),
         "worst": min(scores.values()),
         "photos": len(scores),
+        "size": stage.data.size,
         "micro_batch": state.micro_batch,
         "train_seconds": round(trained - started, 2),
         "val_seconds": round(time.monotonic() - trained, 2),
@@ -97,34 +89,23 @@ def run_epoch(learner: Learner, fold: Fold, deadline: float) -> dict:
     }
 
 
-def train_loader(learner: Learner, photos: Photos) -> DataLoader:
+def train_loader(learner: Learner, photos: PhotoCache) -> DataLoader:
     """This epoch's batches, this process's share of them."""
-    accelerator, config, epoch = learner.accelerator, learner.config, learner.progress.epoch
-    dataset = TrainSet(photos, config.data.geometry, config.data.augmentation, config.train.seed, epoch)
-    sampler = DistributedSampler(dataset, accelerator.num_processes, accelerator.process_index, seed=config.train.seed)
+    accelerator, stage, epoch = learner.accelerator, learner.stage, learner.progress.epoch
+    order = [*range(len(photos)), *hardest(learner.progress.photo_losses, stage.train.replay)]
+    dataset = TrainSet(photos, stage.data.augmentation, stage.train.seed, epoch, stage.data.crop, order)
+    sampler = DistributedSampler(dataset, accelerator.num_processes, accelerator.process_index, seed=stage.train.seed)
     sampler.set_epoch(epoch)
     return DataLoader(
-        dataset, config.train.batch_size, sampler=sampler, num_workers=config.data.num_workers,
+        dataset, stage.train.batch_size, sampler=sampler, num_workers=stage.data.num_workers,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=quiet_worker,
     )  # fmt: skip
 
 
-def validate(learner: Learner, photos: Photos, deadline: float = float("inf")) -> dict[str, float]:
-    """Dice by image_id of the averaged model, at photo size; each photo once, shared among the processes."""
-    accelerator, config, model = learner.accelerator, learner.config, learner.ema.module.eval()
-    broadcast(list(model.buffers()))  # BatchNorm's statistics are each process's own; the first one's are kept
-    image_ids = photos.image_ids[accelerator.process_index :: accelerator.num_processes]
-    predictions = predict_photos(
-        [Member(config.data.geometry, TTA(model))], photos, image_ids,
-        Device(accelerator.device, accelerator.mixed_precision), masks=True, description="validate",
-        batch_size=config.train.batch_size, num_workers=config.data.num_workers,
-    )  # fmt: skip
-    scores = []
-    for image_id, probs, mask in predictions:
-        scores.append((image_id, dice(probs >= THRESHOLD, mask)))
-        if accelerator.num_processes == 1:  # several have different numbers of photos
-            check_clock(accelerator, deadline)
-    return dict(sorted(gather_object(scores)))
+def hardest(photo_losses: list[float], share: float) -> list[int]:
+    """The photos with the largest losses: this share of all of them."""
+    losses = np.nan_to_num(photo_losses)
+    return np.argsort(-losses, kind="stable")[: round(share * len(losses))].tolist()
 
 
 def keep_epoch(learner: Learner, fold: Fold, records: list[dict]) -> None:
@@ -133,18 +114,19 @@ def keep_epoch(learner: Learner, fold: Fold, records: list[dict]) -> None:
     Only the state, which is renamed into place last, says that an epoch is over. If a run is killed before, the
     resumed epoch writes the others again.
     """
-    state, record = learner.progress, records[-1]
+    state, record, stage = learner.progress, records[-1], learner.stage
     better = record["dice"] > state.best_dice
     state.best_dice = max(state.best_dice, record["dice"])
+    state.epoch = record["epoch"]
     if learner.accelerator.is_main_process:
         if better:
-            path = fold.folder / "best.safetensors"
-            model = learner.ema.module
-            save_checkpoint(path, model, learner.config, fold.number, state.epoch, record["dice"], fold.digest)
+            keep_checkpoint(learner, fold, stage, record, fold.folder / "best.safetensors")
+        if stage is learner.config:
+            keep_for_average(learner, fold, record)
         write_records(fold.folder / "log.jsonl", records)
     save_state(learner.accelerator, fold.folder / "state", state.epoch)
     minutes = sum(r["train_seconds"] + r["val_seconds"] for r in records) / 60
     say(
-        f"fold {fold.number} epoch {state.epoch}/{learner.config.train.epochs}: loss {record['loss']:.4f}, "
+        f"fold {fold.number} epoch {state.epoch}/{learner.config.epochs}: loss {record['loss']:.4f}, "
         f"Dice {record['dice']:.5f} on {record['photos']} photos{' (best)' if better else ''}, {minutes:.1f} min"
     )
