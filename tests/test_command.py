@@ -1,4 +1,9 @@
+import ctypes
+import subprocess
+import sys
+
 import pytest
+from conftest import SRC
 
 from carvana.command import parse_size, run
 from carvana.errors import InputError, few
@@ -55,3 +60,25 @@ def test_parse_size():
 def test_few_names_are_listed():
     assert few(["a", "b"]) == "a, b"
     assert few(list("abcdefgh")) == "a, b, c, d, e and 3 more"
+
+
+STEPS = """
+import resource, torch
+from carvana.command import keep_memory
+{call}
+model = torch.nn.Sequential(*[torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)])
+images = torch.rand(4, 16, 256, 384)
+for step in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model(images).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator only")
+def test_a_step_gets_its_memory_back_from_the_one_before():
+    faults = []
+    for call in ("", "keep_memory()"):
+        command = [sys.executable, "-c", STEPS.format(call=call)]
+        faults.append(int(subprocess.run(command, cwd=SRC, capture_output=True, text=True, check=True).stdout))
+    assert faults[1] < faults[0] / 10
