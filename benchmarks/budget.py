@@ -1,0 +1,92 @@
+"""As many epochs as fit into a training time. They must be known before, for the project's rate depends on them."""
+
+import itertools
+import time
+from typing import NamedTuple
+
+import library  # noqa: F401
+
+from carvana.cache import PhotoCache
+from carvana.config import Config, parse_config
+from carvana.engine import train_one_epoch
+from carvana.errors import InputError
+from carvana.images import Photos
+from carvana.learner import build_learner
+from carvana.log import read_records, say
+from carvana.run import Fold
+from carvana.training import train_fold, train_loader
+from carvana.validation import validate
+
+CALIBRATION_CARS = 4
+PLANNED = 0.97  # of the time: the rest is for a machine that slows down
+ALLOWED = 1.1  # of the time: a run is stopped there
+
+
+class Pace(NamedTuple):
+    """Seconds of a stage's epochs on all of a fold's photos."""
+
+    first: float  # decodes the photos and fills the cache
+    later: float
+    validation: float
+
+
+def train_for(config: Config, fold: Fold, minutes: float) -> tuple[Config, list[dict]]:
+    """Trains anew for as many whole epochs as fit; returns the configuration with their number, and the log.
+
+    `minutes` are of training: neither calibration nor validation counts. Stages keep their shares of the epochs.
+    Raises InputError if there is no time for one epoch of each stage.
+    """
+    paces = [measure_pace(stage, fold) for stage in config.stages]
+    planned = plan_epochs(config, paces, minutes)
+    epochs = [stage.train.epochs for stage in planned.stages]
+    validation = sum(number * pace.validation for number, pace in zip(epochs, paces, strict=True))
+    say(
+        f"{config.name}: {' + '.join(map(str, epochs))} epochs of about "
+        f"{' + '.join(f'{pace.later:.1f}' for pace in paces)} s for {minutes:g} minutes of training"
+    )
+    train_fold(planned, fold, overwrite=True, deadline=time.monotonic() + ALLOWED * (60 * minutes + validation))
+    if records := read_records(fold.folder / "log.jsonl"):
+        return planned, records
+    raise InputError(f"--minutes {minutes:g}: {config.name} was stopped before the end of its first epoch")
+
+
+def measure_pace(stage: Config, fold: Fold) -> Pace:
+    """Trains and validates on a few cars with the loop of the real run; starting the loader makes it pessimistic."""
+    learner = build_learner(stage.model_copy(update={"earlier_stages": ()}))
+    train, val = few_cars(fold.train), few_cars(fold.val)
+    photos, clock = PhotoCache(train, stage.data.geometry, stage.data.cache_gib), [time.monotonic()]
+    for _ in ("decoded", "from the cache"):
+        train_one_epoch(learner, train_loader(learner, photos), float("inf"))
+        clock.append(time.monotonic())
+    validate(learner, val)
+    clock.append(time.monotonic())
+    first, later, validation = (after - before for before, after in itertools.pairwise(clock))
+    share = len(fold.train.image_ids) / len(train.image_ids)
+    return Pace(first * share, later * share, validation * len(fold.val.image_ids) / len(val.image_ids))
+
+
+def few_cars(photos: Photos) -> Photos:
+    return photos.select(photos.cars[:CALIBRATION_CARS])
+
+
+def plan_epochs(config: Config, paces: list[Pace], minutes: float) -> Config:
+    """The configuration with the most epochs that fit. Raises InputError if one of each stage does not."""
+    fitting = None
+    for total in itertools.count(1):
+        longer = scale_epochs(config, total / config.epochs)
+        stages = zip(longer.stages, paces, strict=True)
+        needed = sum(pace.first + (stage.train.epochs - 1) * pace.later for stage, pace in stages)
+        if needed > PLANNED * 60 * minutes:
+            break
+        fitting = longer
+    if fitting is None:
+        raise InputError(f"--minutes {minutes:g}: {config.name} needs {needed / PLANNED / 60:.2f} here at least")
+    return fitting
+
+
+def scale_epochs(config: Config, share: float) -> Config:
+    """Each stage's epochs times `share`, but at least 1."""
+    settings = config.model_dump(mode="json")
+    for stage in (settings, *settings["earlier_stages"]):
+        stage["train"]["epochs"] = max(1, round(share * stage["train"]["epochs"]))
+    return parse_config(settings, config.name)
