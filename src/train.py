@@ -21,6 +21,7 @@ from carvana.command import (
 )  # fmt: skip
 from carvana.config import load_experiment
 from carvana.device import process_state
+from carvana.dry_run import count_photos, dry_run
 from carvana.errors import InputError
 from carvana.folds import read_folds
 from carvana.images import open_train
@@ -44,6 +45,9 @@ def main(
     resume: Annotated[bool, typer.Option("--resume", help="Continue unfinished runs, skip finished ones.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace runs of the same name.")] = False,
     hours: Annotated[float, typer.Option(min=0, help="Stop cleanly, ready to resume, before this time.")] = 0,
+    rehearse: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost, in memory and time, and train nothing.")
+    ] = False,
 ) -> None:
     deadline = time.monotonic() + 3600 * hours if hours else float("inf")
     process = process_state()
@@ -52,8 +56,13 @@ def main(
     config = load_experiment(experiment, EXPERIMENTS, list(overrides), name)
     if resume and overwrite:
         raise InputError("--resume and --overwrite: choose one")
-    photos = open_train(input_root, cars)
     folds = read_folds(folds_file)
+    if rehearse:
+        for line in dry_run(config, count_photos(input_root, folds, cars), parse_folds(fold, folds)):
+            if process.is_main_process:
+                print(line, flush=True)
+        return
+    photos = open_train(input_root, cars)
     say(f"{len(photos.image_ids)} photos of {len(photos.cars)} of the {len(folds)} cars in {folds_file}")
     say(f"code at commit {git_commit()}")
     chosen = [split_fold(photos, folds, number, runs, config.name) for number in parse_folds(fold, folds)]
