@@ -1,6 +1,7 @@
 """Out-of-fold evaluation: every photo predicted by the fold that did not see its car, Dice per image at photo size."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +91,9 @@ def write_oof(
     return summary
 
 
-def best_threshold(mean_curve: np.ndarray) -> float:
+def best_threshold(mean_curve: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> float:
     """Of the thresholds within FLAT of the best, the one nearest to 0.5."""
-    good = np.asarray(THRESHOLDS)[mean_curve >= mean_curve.max() - FLAT]
+    good = np.asarray(thresholds)[mean_curve >= mean_curve.max() - FLAT]
     return float(good[np.abs(good - 0.5).argmin()])
 
 
