@@ -204,14 +204,14 @@ def test_fitted_photos_report_the_photos_own_size(tmp_path):
     photos = open_train(write_data(tmp_path))
     whole, half = photos.image("a_01"), decode_image(photo(), "x", (20, 30))
     for fits, pixels in (
-        ([Fit((10, 15)), Fit((20, 30))], half),
-        ([Fit((10, 15)), Fit((21, 30))], whole),
-        ([Fit((10, 15)), Fit((40, 64), "pad")], whole),
-        ([Fit((80, 120))], whole),
+        ([Fit((10, 15)), Fit((20, 30))], (half, half)),
+        ([Fit((10, 15)), Fit((21, 30))], (half, whole)),
+        ([Fit((40, 64), "pad"), Fit((10, 15))], (whole, half)),
+        ([Fit((80, 120))], (whole,)),
     ):
         images, size = photos.fitted("a_01", fits)
         assert size == SIZE
-        assert all(np.array_equal(image, fit.image(pixels)) for image, fit in zip(images, fits, strict=True))
+        assert all(np.array_equal(i, fit.image(p)) for i, fit, p in zip(images, fits, pixels, strict=True))
     with pytest.raises(InputError, match=r"train/c_01\.jpg: no such photo"):
         photos.fitted("c_01", [Fit((10, 15))])
 

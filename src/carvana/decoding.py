@@ -27,7 +27,7 @@ def decode_image(data: bytes, name: str, at_least: Size | None = None) -> np.nda
     Raises InputError naming `name` if it is unreadable or truncated.
     """
     _refuse_cut(data, name)
-    halved = at_least is not None and data.startswith(JPEG_START) and _half_serves(read_size(data, name), at_least)
+    halved = half_is_enough(data, name, at_least)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), HALVED if halved else RGB_AS_STORED)
     except cv2.error:
@@ -54,6 +54,15 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     return pixels > 0
 
 
+def half_is_enough(data: bytes, name: str, at_least: Size | None) -> bool:
+    """Whether `decode_image` halves the photo: a JPEG with even sides, half of which is not below `at_least`."""
+    if at_least is None or not data.startswith(JPEG_START):
+        return False
+    return all(
+        side % 2 == 0 and side // 2 >= needed for side, needed in zip(read_size(data, name), at_least, strict=True)
+    )
+
+
 def read_size(data: bytes, name: str) -> Size:
     """A photo's (height, width) from its header. Raises InputError naming `name` if that is unreadable."""
     with _opened(data, name, ("JPEG", "PNG")) as image:
@@ -70,10 +79,6 @@ def verified_size(data: bytes, name: str) -> Size:
         image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
         image.load()
     return height, width
-
-
-def _half_serves(size: Size, at_least: Size) -> bool:
-    return all(side % 2 == 0 and side // 2 >= needed for side, needed in zip(size, at_least, strict=True))
 
 
 @contextmanager

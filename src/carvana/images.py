@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from carvana.archive import Archive, Part
-from carvana.decoding import decode_image, decode_mask, read_size, verified_size
+from carvana.decoding import decode_image, decode_mask, half_is_enough, read_size, verified_size
 from carvana.errors import InputError, few
 from carvana.geometry import Fit, Size
 from carvana.log import progress
@@ -114,11 +114,18 @@ class Photos:
     def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
         """The photo at each network size, uint8 (h, w, 3) RGB, and its own (height, width).
 
-        It is decoded at half its size where that is enough for all. Raises InputError as `image` does.
+        It is decoded at half its size for those for which that is enough, so that what a network sees does not depend
+        on the others. Raises InputError as `image` does.
         """
         data, where = self._read(image_id)
-        image = decode_image(data, where, _largest(fits))
-        return [fit.image(image) for fit in fits], read_size(data, where)
+        decoded, images = {}, []
+        for fit in fits:
+            at_least = None if fit.how == "pad" else fit.size
+            halved = half_is_enough(data, where, at_least)
+            if halved not in decoded:
+                decoded[halved] = decode_image(data, where, at_least)
+            images.append(fit.image(decoded[halved]))
+        return images, read_size(data, where)
 
     def mask(self, image_id: str) -> np.ndarray:
         """Where the car is, bool (height, width). Raises InputError if the mask is missing or unreadable."""
@@ -170,14 +177,6 @@ class Photos:
         """The photo's bytes, and where they lie, for messages."""
         name = self.name(image_id)
         return self.photo_part.read(name), self.photo_part.where(name)
-
-
-def _largest(fits: list[Fit]) -> Size | None:
-    """The size that is enough for all, or None if one of them adds to the whole photo instead of resizing it."""
-    if any(fit.how == "pad" for fit in fits):
-        return None
-    heights, widths = zip(*(fit.size for fit in fits), strict=True)
-    return max(heights), max(widths)
 
 
 def _name_faults(part: Part, pattern: re.Pattern, index: dict[str, str]) -> Iterator[str]:
