@@ -27,7 +27,9 @@ FoldsOption = Annotated[Path, typer.Option("--folds", help="Table of folds: car,
 CarsOption = Annotated[
     Path | None, typer.Option("--cars", help="Use only the cars that this file lists, one id a line.")
 ]
-TtaOption = Annotated[str, typer.Option("--tta", help="Views averaged beside the photo itself: none, or hflip.")]
+TtaOption = Annotated[
+    str | None, typer.Option("--tta", help="Views beside the photo itself: none, hflip, scale1.25, hflip+shift16 ...")
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Photos at once on the device.")]
 WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Loader processes.")]
 

@@ -1,18 +1,28 @@
-"""Photos in, probabilities at photo size out, one photo at a time and nothing kept."""
+"""Photos in, probabilities or runs at photo size out, in one pass: each photo is read once and nothing is kept."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
 
 from carvana.checkpoint import Checkpoint
 from carvana.dataset import PhotoSet, photo_loader
 from carvana.device import Device
-from carvana.geometry import Fit
+from carvana.edges import encode_tensor
+from carvana.geometry import Fit, Size
 from carvana.images import Photos
 from carvana.log import progress
-from carvana.tta import TTA, Predictor
+from carvana.postprocess import PostProcess
+from carvana.rle import rle_encode
+from carvana.tta import TTA, Mean, Predictor
+
+THREADS = 2  # that bring finished batches to photo size and encode them
+NOTHING = PostProcess()
+WAITING = 4  # finished batches at most, so that a slow encoder slows the model down instead of filling the memory
 
 
 class Member(NamedTuple):
@@ -29,9 +39,29 @@ class Prediction(NamedTuple):
     mask: torch.Tensor | None  # (H, W) bool, the truth where it is known
 
 
-def fold_model(checkpoint: Checkpoint, views: list[str], device: Device) -> TTA:
+class Encoded(NamedTuple):
+    image_id: str
+    size: Size  # of the photo
+    rle: str
+
+
+class Batch(NamedTuple):
+    """A batch out of the models: for each fit the weighted sum of its members, (N, 1, h, w) on the device."""
+
+    image_ids: list[str]
+    sums: dict[Fit, torch.Tensor]
+    sizes: list[Size]
+    masks: list
+
+    def probs(self, index: int) -> torch.Tensor:
+        """A photo's mean over all fits, (H, W) at photo size."""
+        undone = (fit.undo(total[index : index + 1], self.sizes[index]) for fit, total in self.sums.items())
+        return sum(undone)[0, 0]
+
+
+def fold_model(checkpoint: Checkpoint, views: Sequence[str], device: Device, mean: Mean = "probs") -> TTA:
     """The checkpoint's model on the device, seen through all views."""
-    return TTA(checkpoint.model.to(device.device, memory_format=torch.channels_last), views)
+    return TTA(checkpoint.model.to(device.device, memory_format=torch.channels_last), views, mean)
 
 
 def predict_photos(
@@ -45,25 +75,80 @@ def predict_photos(
     description: str = "predict",
 ) -> Iterator[Prediction]:
     """Predicts each photo once, in order: the weighted mean of the members, each brought to photo size."""
+    batches = _batches(members, photos, image_ids, device, masks, batch_size, num_workers)
+    with progress([], description, total=len(image_ids)) as bar:
+        for batch in batches:
+            for index, (image_id, mask) in enumerate(zip(batch.image_ids, batch.masks, strict=True)):
+                with torch.inference_mode():
+                    probs = batch.probs(index)
+                yield Prediction(image_id, probs, None if mask is None else mask.to(device.device))
+                bar.update()
+
+
+def predict_runs(
+    members: list[Member],
+    photos: Photos,
+    image_ids: list[str],
+    device: Device,
+    threshold: float,
+    postprocess: PostProcess = NOTHING,
+    batch_size: int = 4,
+    num_workers: int = 2,
+) -> Iterator[Encoded]:
+    """The thresholded and mended masks of `predict_photos` as runs: loading, models, encoding work side by side.
+
+    Photos come in order. On a GPU a mask leaves the device as its runs only.
+    """
+    batches = _batches(members, photos, image_ids, device, False, batch_size, num_workers)
+    encoded = map_in_threads(
+        partial(encode_batch, threshold=threshold, postprocess=postprocess), batches, THREADS, WAITING
+    )
+    with progress([], "predict", total=len(image_ids)) as bar, closing(encoded):
+        for rows in encoded:
+            for row in rows:
+                yield row
+                bar.update()
+
+
+def encode_batch(batch: Batch, threshold: float, postprocess: PostProcess) -> list[Encoded]:
+    """Brings a batch to photo size, cuts it at the threshold, mends what is to be mended, and encodes it."""
+    encode = encode_tensor if postprocess == NOTHING else lambda mask: rle_encode(postprocess(mask.cpu().numpy()))
+    with torch.inference_mode():
+        return [
+            Encoded(image_id, size, encode(batch.probs(index) >= threshold))
+            for index, (image_id, size) in enumerate(zip(batch.image_ids, batch.sizes, strict=True))
+        ]
+
+
+def map_in_threads(function: Callable, items: Iterable, threads: int, waiting: int) -> Iterator:
+    """`map` in threads: results in the items' order, and no item is asked for while `waiting` ones are unfinished."""
+    pending = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) == waiting:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _batches(
+    members: list[Member],
+    photos: Photos,
+    image_ids: list[str],
+    device: Device,
+    masks: bool,
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[Batch]:
     fits = list(dict.fromkeys(member.fit for member in members))
+    total_weight = sum(member.weight for member in members)
     dataset = PhotoSet(photos, image_ids, fits, masks)
     loader = photo_loader(dataset, batch_size, num_workers, pin_memory=device.device.type == "cuda")
-    with progress([], description, total=len(image_ids)) as bar:
-        for prediction in _stream(members, fits, loader, device):
-            yield prediction
-            bar.update()
-
-
-def _stream(members: list[Member], fits: list[Fit], loader: DataLoader, device: Device) -> Iterator[Prediction]:
-    total_weight = sum(member.weight for member in members)
-    for image_ids, batches, sizes, masks in loader:
-        batches = [images.to(device.device, non_blocking=True) for images in batches]
+    for some, images, sizes, truths in loader:
+        seen = {fit: batch.to(device.device, non_blocking=True) for fit, batch in zip(fits, images, strict=True)}
+        sums = dict.fromkeys(fits, 0)
         with torch.inference_mode(), device.autocast():
-            probs = [member.predictor(batches[fits.index(member.fit)]) for member in members]
-        for index, (image_id, size, mask) in enumerate(zip(image_ids, sizes, masks, strict=True)):
-            with torch.inference_mode():
-                at_photo_size = sum(
-                    member.weight / total_weight * member.fit.undo(some[index : index + 1], size)
-                    for member, some in zip(members, probs, strict=True)
-                )[0, 0]
-            yield Prediction(image_id, at_photo_size, None if mask is None else mask.to(device.device))
+            for member in members:
+                sums[member.fit] = sums[member.fit] + member.weight / total_weight * member.predictor(seen[member.fit])
+        yield Batch(some, sums, sizes, truths)

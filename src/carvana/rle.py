@@ -17,7 +17,12 @@ def rle_encode(mask: np.ndarray) -> str:
         raise TypeError(f"a mask is bool, this one is {mask.dtype}: compare it with a threshold first")
     if mask.ndim != 2:
         raise ValueError(f"a mask is (height, width), this one has the shape {mask.shape}")
-    runs = _edges(mask.ravel()) + 1
+    return write_runs(_edges(mask.ravel()))
+
+
+def write_runs(edges: np.ndarray) -> str:
+    """The text for runs whose starts and ends, in turn, are at these positions from 0: int64 `(2 * runs,)`."""
+    runs = edges + 1
     runs[1::2] -= runs[::2]
     return ("%d " * len(runs) % tuple(runs.tolist()))[:-1]
 

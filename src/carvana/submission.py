@@ -33,6 +33,11 @@ def read_sample(data: bytes) -> list[str]:
     return names
 
 
+def check_suffix(path: Path) -> None:
+    """Raises InputError unless the file's suffix names a format."""
+    _by_suffix(path, CREATE)
+
+
 def write_submission(path: Path, rows: Rows) -> int:
     """Writes (photo name, RLE) pairs as they come, in constant memory, and returns their number.
 
