@@ -82,7 +82,7 @@ def main(
     ] = 128,
 ) -> None:
     started = time.monotonic()
-    part = parse_shard(shard)
+    views, part = parse_views("hflip" if tta is None else tta), parse_shard(shard)
     check_source(experiments, ensemble, tta, threshold)
     if not estimate:
         check_output(output)
@@ -95,7 +95,6 @@ def main(
         choice, paths = read_ensemble(ensemble, runs)
         checkpoints = load_all(paths)
     else:
-        views = parse_views("hflip" if tta is None else tta)
         checkpoints = load_all({experiment: find_checkpoints(runs, experiment) for experiment in experiments})
         if threshold is None:
             threshold = HALF if estimate else choose_threshold(runs, checkpoints, views)
