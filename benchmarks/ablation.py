@@ -4,6 +4,7 @@
 differences are to be seen against.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,13 @@ import library  # noqa: F401
 import typer
 from budget import train_for
 from machine import describe_machine, headline
-from results import keep_result, kept_result
+from results import reuse
 
 from carvana.command import EXPERIMENTS, FOLDS, INPUT, REPOSITORY, CarsOption, FoldsOption, InputOption, run
-from carvana.config import Config, load_experiment
+from carvana.config import Config
 from carvana.device import Device, chosen_precision, process_state
 from carvana.errors import InputError
+from carvana.experiment import load_experiment
 from carvana.folds import read_folds
 from carvana.images import Photos, open_train
 from carvana.log import say, write_json
@@ -74,8 +76,7 @@ def main(
             "config": config.model_dump(mode="json"),
         }
         path = output / f"{name}.json"
-        kept = None if overwrite else kept_result(path, settings)
-        results[name] = kept or keep_result(path, train_variant(config, one, minutes), settings)
+        results[name] = reuse(path, settings, overwrite, partial(train_variant, config, one, minutes))
     write_json(output / "results.json", results)
     report(results, photos, fold)
     print(f"written: {output}")

@@ -1,4 +1,4 @@
-"""Who trains in time_to_dice.py, each the way its users do, and the loop of those that are not this project's.
+"""Who trains in time_to_dice.py, each the way its users do.
 
 No contestant's epoch is chosen by its Dice on the held-out cars: the last weights count. All see photos that are
 decoded and shrunk by this project's code, in its precision and channels_last, and with its malloc settings, which
@@ -7,70 +7,24 @@ can only favour the others.
 
 import itertools
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 
-import cv2
 import library  # noqa: F401
-import numpy as np
 import torch
 from budget import train_for
+from clock import Recipe, train_by_clock
+from race import Race, Trained
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from carvana.config import Config, ModelConfig
-from carvana.dataset import quiet_worker, to_tensor
-from carvana.device import Device
 from carvana.errors import InputError
-from carvana.geometry import Fit, Size
-from carvana.images import Photos
-from carvana.inference import Member, predict_photos
+from carvana.geometry import Fit
 from carvana.learner import build_learner
-from carvana.log import say
-from carvana.metrics import dice
 from carvana.models import Segmenter, VanillaUNet
 from carvana.models.encoder import create_encoder
-from carvana.run import Fold
 from carvana.state import load_state
-from carvana.tta import TTA
-from carvana.validation import THRESHOLD
-
-EVALUATIONS = 5  # of one training, the final one included
-SPARSE = 5  # those before the final one see every fifth held-out photo
-NUM_WORKERS = 2
-
-
-@dataclass(frozen=True)
-class Race:
-    """What is the same for all, and smp's two settings that are a matter of choice."""
-
-    fold: Fold
-    minutes: float  # of training: loading, forward, backward, optimizer
-    config: Config  # ours; its encoder is smp's too
-    device: Device
-    smp_size: Size
-    smp_lr: float
-
-
-@dataclass
-class Trained:
-    """Weights after the last step, how they see photos, and the way there."""
-
-    model: nn.Module
-    fit: Fit
-    minutes: float
-    photos: int  # seen, repetitions counted
-    points: list[dict]  # before the final evaluation: minutes of training, Dice and number of photos it is of
-    notes: dict = field(default_factory=dict)
-
-
-def score(model: nn.Module, fit: Fit, race: Race, image_ids: list[str], views: list[str] = ("identity",)) -> list:
-    """Dice of each photo, at photo size."""
-    members = [Member(fit, TTA(model.eval(), views))]
-    predictions = predict_photos(members, race.fold.val, image_ids, race.device, masks=True, description="evaluate")
-    return [dice(probs >= THRESHOLD, mask) for _, probs, mask in predictions]
 
 
 def train_ours(race: Race) -> Trained:
@@ -155,78 +109,6 @@ def train_pytorch_unet(race: Race) -> Trained:
 def plain_dice_loss(probs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """1 - 2 sum(p t) / (sum(p) + sum(t)), over the batch."""
     return 1 - 2 * (probs * masks).sum() / (probs.sum() + masks.sum()).clamp(min=1e-6)
-
-
-@dataclass
-class Recipe:
-    """How a network is trained that is not this project's."""
-
-    model: Segmenter
-    fit: Fit
-    batch_size: int
-    hflip: bool
-    optimizer: torch.optim.Optimizer
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    rate: Callable[[float], float]  # learning rate by the share of the time that has passed
-    clip: float = math.inf  # largest norm of the gradient
-
-
-def train_by_clock(race: Race, recipe: Recipe) -> Trained:
-    """Steps until the time is over; evaluations stop the clock, though not the loader, which is a few batches ahead."""
-    model = recipe.model.to(race.device.device, memory_format=torch.channels_last)
-    scaler = torch.amp.GradScaler(race.device.device.type, enabled=race.device.precision == "fp16")
-    dataset = HardMaskSet(race.fold.train, recipe.fit, recipe.hflip)
-    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, num_workers=NUM_WORKERS, worker_init_fn=quiet_worker)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    image_ids, seconds, clock, photos, points = race.fold.val.image_ids[::SPARSE], 60 * race.minutes, 0.0, 0, []
-    while clock < seconds:
-        model.train()
-        started = time.monotonic()
-        images, masks = (tensor.to(race.device.device) for tensor in next(batches))
-        for group in recipe.optimizer.param_groups:
-            group["lr"] = recipe.rate(clock / seconds)
-        train_step(model, recipe, images, masks, race.device, scaler)
-        clock += time.monotonic() - started
-        photos += len(images)
-        if (len(points) + 1) / EVALUATIONS * seconds <= clock < seconds:
-            scores = score(model, recipe.fit, race, image_ids)
-            points.append({"minutes": clock / 60, "dice": sum(scores) / len(scores), "photos": len(scores)})
-            say(f"{clock / 60:.1f} min, {photos} photos: Dice {points[-1]['dice']:.5f} on {len(scores)} photos")
-    return Trained(model, recipe.fit, clock / 60, photos, points)
-
-
-def train_step(
-    model: nn.Module, recipe: Recipe, images: torch.Tensor, masks: torch.Tensor, device: Device,
-    scaler: torch.amp.GradScaler,
-) -> None:  # fmt: skip
-    with device.autocast():
-        loss = recipe.loss(model(images), masks.float())
-    scaler.scale(loss).backward()
-    scaler.unscale_(recipe.optimizer)
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    scaler.step(recipe.optimizer)
-    scaler.update()
-    recipe.optimizer.zero_grad()
-    loss.item()  # a GPU has finished now, and the clock is right
-
-
-class HardMaskSet(Dataset):
-    """Photos (3, h, w) uint8, and masks (1, h, w) uint8 in {0, 1}, resized by the nearest pixel."""
-
-    def __init__(self, photos: Photos, fit: Fit, hflip: bool):
-        self.photos, self.image_ids, self.fit, self.hflip = photos, photos.image_ids, fit, hflip
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image_id, (height, width) = self.image_ids[index], self.fit.size
-        (image,), _ = self.photos.fitted(image_id, [self.fit])
-        mask = self.photos.mask(image_id).astype(np.uint8)
-        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-        if self.hflip and torch.rand(()) < 0.5:
-            image, mask = image[:, ::-1], mask[:, ::-1].copy()
-        return to_tensor(image), torch.from_numpy(mask)[None]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Same cars, same held-out cars, same minutes; Dice per image at photo size by the same code for all.
 """
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,10 @@ from typing import Annotated
 import library  # noqa: F401
 import torch
 import typer
-from contestants import CONTESTANTS, Race, parse_contestants, score
+from contestants import CONTESTANTS, parse_contestants
 from machine import describe_machine, headline
-from results import keep_result, kept_result
+from race import Race, score
+from results import reuse
 
 from carvana.command import (
     EXPERIMENTS,
@@ -26,8 +28,8 @@ from carvana.command import (
     parse_size,
     run,
 )  # fmt: skip
-from carvana.config import load_experiment
 from carvana.device import Device, chosen_precision, process_state
+from carvana.experiment import load_experiment
 from carvana.folds import read_folds
 from carvana.images import open_train
 from carvana.log import replacing, say, write_json
@@ -62,8 +64,7 @@ def main(
     results = {}
     for name in names:
         path, settings = output / f"{name}.json", describe_task(name, race, views)
-        kept = None if overwrite else kept_result(path, settings)
-        results[name] = kept or keep_result(path, compete(name, race, views), settings)
+        results[name] = reuse(path, settings, overwrite, partial(compete, name, race, views))
     write_json(output / "results.json", results)
     report(results)
     if find_spec("matplotlib"):

@@ -17,9 +17,10 @@ from timm.utils import ModelEmaV3
 
 from carvana.cache import PhotoCache
 from carvana.command import EXPERIMENTS, INPUT, REPOSITORY, CarsOption, InputOption, run
-from carvana.config import Config, load_experiment
+from carvana.config import Config
 from carvana.device import Device
 from carvana.engine import train_one_epoch
+from carvana.experiment import load_experiment
 from carvana.images import open_train
 from carvana.learner import Learner, build_learner
 from carvana.losses import weighted_sum

@@ -27,17 +27,9 @@ from carvana.images import open_train
 from carvana.log import say
 from carvana.postprocess import PostProcess
 from carvana.provenance import git_commit, versions
-from carvana.selection import (
-    Row,
-    Search,
-    Unseen,
-    common_checkpoints,
-    compare,
-    decide,
-    predict_choices,
-    sample_pixels,
-)  # fmt: skip
+from carvana.selection import Row, Search, compare, decide, predict_choices, sample_pixels
 from carvana.tta import Mean, parse_views
+from carvana.unseen import Unseen, common_checkpoints
 
 
 def main(
@@ -78,17 +70,21 @@ def main(
     if not chosen.is_real:
         print("the gain of what was found lies inside the noise: the simplest choice is kept")
     output = output or runs / "ensemble.json"
-    facts = {
+    write_ensemble(output, chosen.choice, checkpoints, describe(chosen, rows[0], unseen))
+    print(f"{output}: {chosen.choice}: out-of-fold Dice {chosen.dice:.5f}")
+
+
+def describe(chosen: Row, simplest: Row, unseen: Unseen) -> dict:
+    """What the file says beside the choice: its scores, the simplest choice's, and where they come from."""
+    return {
         **{key: value for key, value in chosen._asdict().items() if key != "choice"},
-        "simplest": rows[0].choice.model_dump(mode="json") | {"dice": rows[0].dice},
+        "simplest": simplest.choice.model_dump(mode="json") | {"dice": simplest.dice},
         "photos": len(unseen.cars),
         "cars": len(set(unseen.cars)),
-        "folds_digest": folds_digest(folds),
+        "folds_digest": folds_digest(unseen.folds),
         "commit": git_commit(),
         "versions": versions(),
     }
-    write_ensemble(output, chosen.choice, checkpoints, facts)
-    print(f"{output}: {chosen.choice}: out-of-fold Dice {chosen.dice:.5f}")
 
 
 def report(rows: list[Row]) -> None:

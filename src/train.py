@@ -19,10 +19,10 @@ from carvana.command import (
     RunsOption,
     run,
 )  # fmt: skip
-from carvana.config import load_experiment
 from carvana.device import process_state
 from carvana.dry_run import count_photos, dry_run
 from carvana.errors import InputError
+from carvana.experiment import load_experiment
 from carvana.folds import read_folds
 from carvana.images import open_train
 from carvana.log import say, silence

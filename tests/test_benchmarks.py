@@ -11,8 +11,9 @@ import torch
 import yaml
 from conftest import TINY, run_script
 
-from carvana.config import ModelConfig, load_experiment
+from carvana.config import ModelConfig
 from carvana.errors import InputError
+from carvana.experiment import load_experiment
 from carvana.images import open_train
 from carvana.log import read_records
 from carvana.models.encoder import create_encoder

@@ -2,8 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from carvana.command import EXPERIMENTS
-from carvana.config import Config, differences, load_experiment, parse_config
+from carvana.config import Config, differences, parse_config
 from carvana.errors import InputError
+from carvana.experiment import load_experiment
 from carvana.models import build_model
 
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))

@@ -7,7 +7,7 @@ import torch
 
 from carvana.augmentations import build_augmentation
 from carvana.command import EXPERIMENTS
-from carvana.config import load_experiment
+from carvana.experiment import load_experiment
 from carvana.footprint import GIB, OVERHEAD, T4, Footprint
 from carvana.models import build_model
 

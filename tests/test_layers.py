@@ -17,6 +17,7 @@ ROWS = [
         "device",
         "edges",
         "errors",
+        "experiment",
         "geometry",
         "log",
         "losses",
@@ -43,6 +44,7 @@ ROWS = [
         "shards",
         "submission",
         "training",
+        "unseen",
         "validation",
     },
 ]

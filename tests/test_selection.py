@@ -19,8 +19,9 @@ from carvana.metrics import dice
 from carvana.models import build_model
 from carvana.pixels import PixelSample, quantise
 from carvana.postprocess import PostProcess
-from carvana.selection import Search, Unseen, common_checkpoints, decide, predict_choices, sample_pixels
+from carvana.selection import Search, decide, predict_choices, sample_pixels
 from carvana.tta import parse_views
+from carvana.unseen import Unseen, common_checkpoints
 
 CPU = Device(torch.device("cpu"))
 EXPERIMENTS, VIEWS = ["small", "large"], parse_views("hflip,scale0.75,shift16")

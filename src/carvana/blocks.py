@@ -2,14 +2,19 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+
+from accelerate import PartialState
 
 from carvana.errors import InputError, few
 from carvana.faults import find_faults
 from carvana.log import say
-from carvana.shards import SAME_JOB, Manifest, find_difference, read_manifest, write_manifest
+from carvana.provenance import file_digest
+from carvana.shards import SAME_JOB, Manifest, find_difference, manifest_path, read_manifest, write_manifest
 from carvana.submission import read_submission, write_submission
 
 
@@ -84,11 +89,48 @@ class Blocks:
                 raise InputError(f"{path}: damaged; remove it and give the same command again")
             yield from rows
 
-    def publish(self) -> None:
-        """Joins the blocks in their folder, checks the result and moves it to the output."""
+    def share(self, state: PartialState, overwrite: bool) -> list[int]:
+        """The blocks that this process is to predict: neighbours among those that are not there yet.
+
+        Raises InputError as `check` does, unless what is there is to be overwritten.
+        """
+        if state.is_main_process:
+            self.remove() if overwrite else self.check()
+        state.wait_for_everyone()
+        left = self.remaining()
+        state.wait_for_everyone()
+        if len(left) < len(self):
+            say(f"{self.folder}: {len(self) - len(left)} of {len(self)} blocks are there already")
+        number, count = state.process_index, state.num_processes
+        return left[len(left) * number // count : len(left) * (number + 1) // count]
+
+    def fill(self, mine: list[int], rows: Iterator[tuple[str, str]], end: float) -> float:
+        """Writes blocks until one more might not be done at `end`, on the monotonic clock; returns the seconds taken.
+
+        At least one is written, so that every command comes closer to the whole.
+        """
+        started = before = time.monotonic()
+        slowest = 0.0
+        for block in mine:
+            self.write(block, list(islice(rows, len(self.names_of(block)))))
+            now = time.monotonic()
+            slowest, before = max(slowest, now - before), now
+            if now + slowest > end:
+                break
+        return max(time.monotonic() - started, 1e-3)
+
+    def finish(self) -> None:
+        """Joins the blocks in their folder, checks the result and moves it to the output.
+
+        A shard's manifest comes beside it, and only then are the blocks forgotten.
+        """
         joined = self.folder / self.output.name
         write_checked(joined, self.rows(), self.names, self.manifest.size)
         os.replace(joined, self.output)
+        if len(self.names) < self.manifest.sample_photos:
+            manifest = self.manifest.model_copy(update={"digest": file_digest(self.output)})
+            write_manifest(manifest_path(self.output), manifest)
+        self.remove()
 
     def _path(self, block: int) -> Path:
         return self.folder / f"block-{block:05}.csv"

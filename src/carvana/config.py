@@ -1,11 +1,9 @@
-"""Configuration: typed, bounded, and strict about names. An experiment is a YAML delta over these defaults."""
+"""Configuration: every setting, typed, bounded, and strict about names."""
 
 import difflib
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -177,25 +175,6 @@ def _merged(settings: dict, changes: dict) -> dict:
     return merged
 
 
-def load_experiment(experiment: str, folder: Path, overrides: list[str] = (), name: str | None = None) -> Config:
-    """Reads `<folder>/<experiment>.yaml` (or a path to a YAML file) and applies `group.key=value` overrides.
-
-    Raises InputError, one line a fault, naming key, value and what is allowed.
-    """
-    path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else folder / f"{experiment}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise InputError(f"{path}: no such experiment; choose from {known}, or give a path to a .yaml file")
-    settings = _parse(path.read_text(), str(path)) or {}
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: must hold `group:` and `key: value` lines")
-    for override in overrides:
-        _override(settings, override)
-    if "name" in settings:
-        raise InputError(f"{path}: name: it is the file's own, or --name; take it out")
-    return parse_config(settings | {"name": name or path.stem}, str(path))
-
-
 def parse_config(settings: dict, source: str) -> Config:
     """Validates plain settings; `source` names them in errors."""
     try:
@@ -209,25 +188,6 @@ def differences(one: dict, other: dict) -> list[str]:
     before, after = _flatten(one), _flatten(other)
     keys = sorted(before.keys() | after.keys())
     return [f"{k}: {before.get(k)!s:.40} -> {after.get(k)!s:.40}" for k in keys if before.get(k) != after.get(k)]
-
-
-def _parse(text: str, source: str):
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _override(settings: dict, override: str) -> None:
-    key, equals, value = override.partition("=")
-    *groups, leaf = key.split(".")
-    if not equals or not leaf:
-        raise InputError(f"--set {override}: write --set group.key=value, for instance --set optim.lr=3e-4")
-    for group in groups:
-        settings = settings.setdefault(group, {})
-        if not isinstance(settings, dict):
-            raise InputError(f"--set {override}: {group} is not a group")
-    settings[leaf] = _parse(value, f"--set {override}")
 
 
 def _explain(fault: dict) -> str:

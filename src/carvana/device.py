@@ -1,5 +1,7 @@
 """Where and how networks are computed: the processes, the device, the precision that is native to it."""
 
+import resource
+import sys
 from typing import NamedTuple
 
 import torch
@@ -16,14 +18,29 @@ class Device(NamedTuple):
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[self.precision]
         return torch.autocast(self.device.type, dtype, enabled=self.precision != "no")
 
+    def describe(self) -> str:
+        """Such as `Tesla T4, fp16`."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{name}, {self.precision}"
 
-def process_state() -> PartialState:
-    """This process among those that torchrun started, or alone.
+    def peak_memory(self) -> str:
+        """Largest resident set of this process, without its loaders, and on a GPU what tensors took there.
+
+        macOS counts bytes, Linux KiB.
+        """
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
+        if self.device.type != "cuda":
+            return f"{host} MiB"
+        return f"{host} MiB and {torch.cuda.max_memory_allocated(self.device) >> 20} MiB on the GPU"
+
+
+def process_state(**options) -> PartialState:
+    """This process among those that torchrun started, or alone; the first call's options are PyTorch's for the group.
 
     accelerate is told when there is no GPU: left to itself, each of torchrun's processes would take itself for the
     only one.
     """
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), **options)
 
 
 def local_device() -> Device:

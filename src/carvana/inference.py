@@ -13,6 +13,8 @@ from carvana.checkpoint import Checkpoint
 from carvana.dataset import PhotoSet, photo_loader
 from carvana.device import Device
 from carvana.edges import encode_tensor
+from carvana.ensemble import Ensemble
+from carvana.errors import InputError
 from carvana.geometry import Fit, Size
 from carvana.images import Photos
 from carvana.log import progress
@@ -62,6 +64,19 @@ class Batch(NamedTuple):
 def fold_model(checkpoint: Checkpoint, views: Sequence[str], device: Device, mean: Mean = "probs") -> TTA:
     """The checkpoint's model on the device, seen through all views."""
     return TTA(checkpoint.model.to(device.device, memory_format=torch.channels_last), views, mean)
+
+
+def fold_member(
+    folds: list[Checkpoint], views: Sequence[str], device: Device, mean: Mean = "probs", weight: float = 1.0
+) -> Member:
+    """The mean of an experiment's folds, and the experiment's weight, however many folds it has.
+
+    Raises InputError if they were trained at different sizes.
+    """
+    fits = {fold.config.data.geometry for fold in folds}
+    if len(fits) > 1:
+        raise InputError(f"{folds[0].path.parents[1]}: its folds were trained at different sizes; train them alike")
+    return Member(fits.pop(), Ensemble([fold_model(fold, views, device, mean) for fold in folds]), weight)
 
 
 def predict_photos(
@@ -143,12 +158,24 @@ def _batches(
 ) -> Iterator[Batch]:
     fits = list(dict.fromkeys(member.fit for member in members))
     total_weight = sum(member.weight for member in members)
-    dataset = PhotoSet(photos, image_ids, fits, masks)
-    loader = photo_loader(dataset, batch_size, num_workers, pin_memory=device.device.type == "cuda")
-    for some, images, sizes, truths in loader:
-        seen = {fit: batch.to(device.device, non_blocking=True) for fit, batch in zip(fits, images, strict=True)}
+    for some, seen, sizes, truths in load_batches(
+        fits, photos, image_ids, device.device, masks, batch_size, num_workers
+    ):
         sums = dict.fromkeys(fits, 0)
         with torch.inference_mode(), device.autocast():
             for member in members:
                 sums[member.fit] = sums[member.fit] + member.weight / total_weight * member.predictor(seen[member.fit])
         yield Batch(some, sums, sizes, truths)
+
+
+def load_batches(
+    fits: list[Fit], photos: Photos, image_ids: list[str], device: torch.device, masks: bool, batch_size: int,
+    num_workers: int,
+) -> Iterator[tuple[list[str], dict[Fit, torch.Tensor], list[Size], list]]:  # fmt: skip
+    """Image ids, the batch (N, 3, h, w) uint8 on the device for each fit, photo sizes, and masks (H, W) or None."""
+    loader = photo_loader(
+        PhotoSet(photos, image_ids, fits, masks), batch_size, num_workers, pin_memory=device.type == "cuda"
+    )
+    for some, images, sizes, truths in loader:
+        seen = {fit: batch.to(device, non_blocking=True) for fit, batch in zip(fits, images, strict=True)}
+        yield some, seen, sizes, truths

@@ -6,107 +6,23 @@ whole masks. What was searched on these cars is also scored on them: with a few 
 the bias is small, and a gain whose interval includes 0 is refused.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import permutations
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 
-from carvana.checkpoint import Checkpoint, load_checkpoint, read_facts
-from carvana.choice import Checkpoints, Choice
-from carvana.dataset import PhotoSet, photo_loader
-from carvana.device import Device
-from carvana.errors import InputError
-from carvana.folds import check_folds
-from carvana.geometry import Fit
-from carvana.images import Photos, car_of
-from carvana.log import progress
+from carvana.checkpoint import Checkpoint
+from carvana.choice import Choice
 from carvana.metrics import bootstrap_interval, dice
-from carvana.oof import FLAT, best_threshold, find_checkpoints
+from carvana.oof import FLAT, best_threshold
 from carvana.pixels import THRESHOLDS, PixelSample, quantise
 from carvana.postprocess import PostProcess
-from carvana.tta import TTA, Mean, Predictor
+from carvana.tta import TTA, Mean
+from carvana.unseen import Source, Unseen
 
 STEPS = (0.2, 0.1, 0.05)  # of the search for weights
-Source = tuple[Fit, Predictor]
-"""A predictor of maps (N, channels, h, w), and how it sees photos."""
-
-
-def common_checkpoints(runs: Path, experiments: Sequence[str], digest: str) -> Checkpoints:
-    """The best checkpoints of the folds that all experiments have trained.
-
-    Raises InputError if there is no such fold, or a checkpoint is of another table of folds than that of `digest`.
-    """
-    paths = {}
-    for experiment in experiments:
-        for path in find_checkpoints(runs, experiment):
-            facts = read_facts(path)
-            if facts["folds_digest"] != digest:
-                raise InputError(f"{path}: trained with another table of folds; give that one with --folds")
-            paths.setdefault(facts["fold"], {})[experiment] = path
-    common = {fold: paths[fold] for fold in sorted(paths) if len(paths[fold]) == len(set(experiments))}
-    if not common:
-        raise InputError(f"{runs}: no fold is trained in all of {', '.join(experiments)}; train one in all of them")
-    return common
-
-
-@dataclass(frozen=True)
-class Unseen:
-    """Photos, and for each the networks that did not see its car."""
-
-    checkpoints: Checkpoints
-    photos: Photos
-    folds: pd.DataFrame
-    device: Device
-    batch_size: int = 4
-    num_workers: int = 2
-
-    @property
-    def by_fold(self) -> dict[int, list[str]]:
-        """The image ids of each fold that has checkpoints."""
-        fold_of = check_folds(self.folds, self.photos.cars).set_index("car")["fold"]
-        image_ids = {fold: [] for fold in self.checkpoints}
-        for image_id in self.photos.image_ids:
-            image_ids.get(fold_of[car_of(image_id)], []).append(image_id)
-        return image_ids
-
-    @property
-    def cars(self) -> list[str]:
-        """The car of each photo, in the order of `predict`."""
-        return [car_of(image_id) for image_ids in self.by_fold.values() for image_id in image_ids]
-
-    def predict(
-        self, sources: Callable[[dict[str, Checkpoint]], list[Source]], description: str
-    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-        """Of each photo a map (channels, H, W) for each of the `sources` made of its fold's networks, and its mask."""
-        by_fold = self.by_fold
-        with progress([], description, total=sum(map(len, by_fold.values()))) as bar:
-            for fold, image_ids in by_fold.items():
-                loaded = {name: load_checkpoint(path) for name, path in self.checkpoints[fold].items()}
-                for checkpoint in loaded.values():
-                    checkpoint.model.to(self.device.device, memory_format=torch.channels_last)
-                for prediction in self._stream(sources(loaded), image_ids):
-                    yield prediction
-                    bar.update()
-
-    def _stream(self, sources: list[Source], image_ids: list[str]) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-        fits, device = list(dict.fromkeys(fit for fit, _ in sources)), self.device.device
-        dataset = PhotoSet(self.photos, image_ids, fits, masks=True)
-        loader = photo_loader(dataset, self.batch_size, self.num_workers, pin_memory=device.type == "cuda")
-        for _, batches, sizes, masks in loader:
-            batches = [images.to(device, non_blocking=True) for images in batches]
-            with torch.inference_mode(), self.device.autocast():
-                maps = [predictor(batches[fits.index(fit)]) for fit, predictor in sources]
-            for index, (size, mask) in enumerate(zip(sizes, masks, strict=True)):
-                with torch.inference_mode():
-                    undone = [
-                        fit.undo(some[index : index + 1], size)[0] for (fit, _), some in zip(sources, maps, strict=True)
-                    ]
-                yield undone, mask.to(device)
 
 
 def sample_pixels(

@@ -1,0 +1,98 @@
+"""The training loop of contestants that are not this project's: steps until the time is over."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import library  # noqa: F401
+import numpy as np
+import torch
+from race import Race, Trained, score
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from carvana.dataset import quiet_worker, to_tensor
+from carvana.device import Device
+from carvana.geometry import Fit
+from carvana.images import Photos
+from carvana.log import say
+from carvana.models import Segmenter
+
+EVALUATIONS = 5  # of one training, the final one included
+SPARSE = 5  # those before the final one see every fifth held-out photo
+NUM_WORKERS = 2
+
+
+@dataclass
+class Recipe:
+    """How a network is trained that is not this project's."""
+
+    model: Segmenter
+    fit: Fit
+    batch_size: int
+    hflip: bool
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    rate: Callable[[float], float]  # learning rate by the share of the time that has passed
+    clip: float = math.inf  # largest norm of the gradient
+
+
+def train_by_clock(race: Race, recipe: Recipe) -> Trained:
+    """Steps until the time is over; evaluations stop the clock, though not the loader, which is a few batches ahead."""
+    model = recipe.model.to(race.device.device, memory_format=torch.channels_last)
+    scaler = torch.amp.GradScaler(race.device.device.type, enabled=race.device.precision == "fp16")
+    dataset = HardMaskSet(race.fold.train, recipe.fit, recipe.hflip)
+    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, num_workers=NUM_WORKERS, worker_init_fn=quiet_worker)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    image_ids, seconds, clock, photos, points = race.fold.val.image_ids[::SPARSE], 60 * race.minutes, 0.0, 0, []
+    while clock < seconds:
+        model.train()
+        started = time.monotonic()
+        images, masks = (tensor.to(race.device.device) for tensor in next(batches))
+        for group in recipe.optimizer.param_groups:
+            group["lr"] = recipe.rate(clock / seconds)
+        train_step(model, recipe, images, masks, race.device, scaler)
+        clock += time.monotonic() - started
+        photos += len(images)
+        if (len(points) + 1) / EVALUATIONS * seconds <= clock < seconds:
+            scores = score(model, recipe.fit, race, image_ids)
+            points.append({"minutes": clock / 60, "dice": sum(scores) / len(scores), "photos": len(scores)})
+            say(f"{clock / 60:.1f} min, {photos} photos: Dice {points[-1]['dice']:.5f} on {len(scores)} photos")
+    return Trained(model, recipe.fit, clock / 60, photos, points)
+
+
+def train_step(
+    model: nn.Module, recipe: Recipe, images: torch.Tensor, masks: torch.Tensor, device: Device,
+    scaler: torch.amp.GradScaler,
+) -> None:  # fmt: skip
+    with device.autocast():
+        loss = recipe.loss(model(images), masks.float())
+    scaler.scale(loss).backward()
+    scaler.unscale_(recipe.optimizer)
+    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    scaler.step(recipe.optimizer)
+    scaler.update()
+    recipe.optimizer.zero_grad()
+    loss.item()  # a GPU has finished now, and the clock is right
+
+
+class HardMaskSet(Dataset):
+    """Photos (3, h, w) uint8, and masks (1, h, w) uint8 in {0, 1}, resized by the nearest pixel."""
+
+    def __init__(self, photos: Photos, fit: Fit, hflip: bool):
+        self.photos, self.image_ids, self.fit, self.hflip = photos, photos.image_ids, fit, hflip
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image_id, (height, width) = self.image_ids[index], self.fit.size
+        (image,), _ = self.photos.fitted(image_id, [self.fit])
+        mask = self.photos.mask(image_id).astype(np.uint8)
+        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        if self.hflip and torch.rand(()) < 0.5:
+            image, mask = image[:, ::-1], mask[:, ::-1].copy()
+        return to_tensor(image), torch.from_numpy(mask)[None]

@@ -1,0 +1,46 @@
+"""What is the same for all contestants of time_to_dice.py: the task, what comes of it, and its score."""
+
+from dataclasses import dataclass, field
+
+import library  # noqa: F401
+from torch import nn
+
+from carvana.config import Config
+from carvana.device import Device
+from carvana.geometry import Fit, Size
+from carvana.inference import Member, predict_photos
+from carvana.metrics import dice
+from carvana.run import Fold
+from carvana.tta import TTA
+from carvana.validation import THRESHOLD
+
+
+@dataclass(frozen=True)
+class Race:
+    """What is the same for all, and smp's two settings that are a matter of choice."""
+
+    fold: Fold
+    minutes: float  # of training: loading, forward, backward, optimizer
+    config: Config  # ours; its encoder is smp's too
+    device: Device
+    smp_size: Size
+    smp_lr: float
+
+
+@dataclass
+class Trained:
+    """Weights after the last step, how they see photos, and the way there."""
+
+    model: nn.Module
+    fit: Fit
+    minutes: float
+    photos: int  # seen, repetitions counted
+    points: list[dict]  # before the final evaluation: minutes of training, Dice and number of photos it is of
+    notes: dict = field(default_factory=dict)
+
+
+def score(model: nn.Module, fit: Fit, race: Race, image_ids: list[str], views: list[str] = ("identity",)) -> list:
+    """Dice of each photo, at photo size."""
+    members = [Member(fit, TTA(model.eval(), views))]
+    predictions = predict_photos(members, race.fold.val, image_ids, race.device, masks=True, description="evaluate")
+    return [dice(probs >= THRESHOLD, mask) for _, probs, mask in predictions]
