@@ -14,7 +14,7 @@ from race import Race, Trained, score
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from carvana.dataset import quiet_worker, to_tensor
+from carvana.dataset import to_tensor, worker_options
 from carvana.device import Device
 from carvana.geometry import Fit
 from carvana.images import Photos
@@ -45,7 +45,7 @@ def train_by_clock(race: Race, recipe: Recipe) -> Trained:
     model = recipe.model.to(race.device.device, memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(race.device.device.type, enabled=race.device.precision == "fp16")
     dataset = HardMaskSet(race.fold.train, recipe.fit, recipe.hflip)
-    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, num_workers=NUM_WORKERS, worker_init_fn=quiet_worker)
+    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, **worker_options(NUM_WORKERS))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     image_ids, seconds, clock, photos, points = race.fold.val.image_ids[::SPARSE], 60 * race.minutes, 0.0, 0, []
     while clock < seconds:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from carvana.averaging import average_epochs, keep_checkpoint, keep_for_average
 from carvana.cache import PhotoCache
 from carvana.config import Config
-from carvana.dataset import TrainSet, quiet_worker
+from carvana.dataset import TrainSet, worker_options
 from carvana.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.learner import Learner, build_learner
 from carvana.log import read_records, say, write_records
@@ -97,8 +97,8 @@ def train_loader(learner: Learner, photos: PhotoCache) -> DataLoader:
     sampler = DistributedSampler(dataset, accelerator.num_processes, accelerator.process_index, seed=stage.train.seed)
     sampler.set_epoch(epoch)
     return DataLoader(
-        dataset, stage.train.batch_size, sampler=sampler, num_workers=stage.data.num_workers,
-        pin_memory=accelerator.device.type == "cuda", worker_init_fn=quiet_worker,
+        dataset, stage.train.batch_size, sampler=sampler, pin_memory=accelerator.device.type == "cuda",
+        **worker_options(stage.data.num_workers),
     )  # fmt: skip
 
 
