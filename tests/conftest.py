@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from hypothesis import settings
 
 from carvana.config import parse_config
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("unhurried")
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 TINY = {

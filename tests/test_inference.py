@@ -1,7 +1,4 @@
-"""Runs found on a device are those of the encoder; threads keep the order, and the queue is bounded."""
-
-import threading
-import time
+"""Runs found on a device are those of the encoder; each photo is read once and predicted in order."""
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ from carvana.device import Device
 from carvana.edges import encode_tensor, find_edges
 from carvana.geometry import Fit
 from carvana.images import open_test
-from carvana.inference import Member, map_in_threads, predict_photos, predict_runs
+from carvana.inference import Member, predict_photos, predict_runs
 from carvana.rle import rle_encode, write_runs
 
 CPU = Device(torch.device("cpu"))
@@ -27,7 +24,7 @@ def assert_same_runs(mask: np.ndarray) -> None:
         assert encode_tensor(tensor.to(device)) == rle_encode(mask)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)))
 def test_runs_of_any_mask(mask):
     assert_same_runs(mask)
@@ -87,37 +84,3 @@ def test_each_photo_is_decoded_once(demo, monkeypatch):
     photos = open_test(demo / "input")
     list(predict_runs(MEMBERS, photos, photos.image_ids, CPU, 0.5, num_workers=0))
     assert len(decoded) == len(photos.image_ids) == 16
-
-
-def test_threads_keep_the_order():
-    def slowly(number):
-        time.sleep(0.01 * (number % 3))
-        return number, threading.current_thread().name
-
-    results = list(map_in_threads(slowly, range(20), threads=3, waiting=5))
-    assert [number for number, _ in results] == list(range(20))
-    assert threading.main_thread().name not in {name for _, name in results}
-
-
-def test_items_are_not_asked_for_ahead_of_the_queue():
-    asked, freed = [], threading.Event()
-
-    def items():
-        for number in range(10):
-            asked.append(number)
-            yield number
-
-    results = map_in_threads(lambda number: freed.wait(5) and number, items(), threads=2, waiting=3)
-    taker = threading.Thread(target=next, args=(results,))
-    taker.start()
-    time.sleep(0.2)
-    assert asked == [0, 1, 2]
-    freed.set()
-    taker.join()
-    assert list(results) == list(range(1, 10))
-
-
-def test_an_error_in_a_thread_is_raised():
-    results = map_in_threads(lambda number: 1 / number, [1, 0, 1], threads=2, waiting=2)
-    with pytest.raises(ZeroDivisionError):
-        list(results)

@@ -73,13 +73,13 @@ def test_every_pair_of_eight_pixel_words_that_begin_or_end_with_a_run():
         assert_inverse(np.array(pair))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(MASKS)
 def test_any_mask(mask):
     assert_inverse(mask)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(MASKS, st.integers(1, 3), st.integers(1, 3))
 def test_any_view_of_a_mask(mask, rows, columns):
     for view in (mask.T, mask[::-1], mask[:, ::-1], mask[::rows, ::columns], np.asfortranarray(mask)):

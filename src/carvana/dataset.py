@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from carvana.augmentations import augment, build_augmentation
 from carvana.cache import PhotoCache
 from carvana.geometry import Fit, Size
 from carvana.images import Photos
+from carvana.threads import map_in_threads
 
+AHEAD = 4  # batches loaded before they are asked for
 PRELOADED = ["accelerate", "albumentations", "cv2", "timm", "torch"]  # by the server, once: they take seconds
 
 
@@ -67,7 +69,7 @@ def random_window(image: np.ndarray, mask: np.ndarray, size: Size, generator: np
     return image[window], mask[window]
 
 
-class PhotoSet(Dataset):
+class PhotoSet:
     """Whole photos, never augmented, for validation and prediction.
 
     Gives image_id, one image (3, h, w) uint8 for each of `fits`, the photo's (height, width), and its mask
@@ -82,7 +84,7 @@ class PhotoSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple:
         image_id = self.image_ids[index]
-        images, size = self.photos.fitted(image_id, self.fits)
+        images, size = self.photos.fitted(image_id, [self.photos.through(image_id, fit) for fit in self.fits])
         mask = torch.from_numpy(self.photos.mask(image_id)) if self.masks else None
         return image_id, [to_tensor(image) for image in images], size, mask
 
@@ -103,11 +105,19 @@ def collate_photos(items: list[tuple]) -> tuple[list[str], list[torch.Tensor], l
     )
 
 
-def photo_loader(photos: PhotoSet, batch_size: int, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Batches of whole photos in order, none left out."""
-    return DataLoader(
-        photos, batch_size, collate_fn=collate_photos, pin_memory=pin_memory, **worker_options(num_workers)
-    )
+def photo_loader(photos: PhotoSet, batch_size: int, num_workers: int, pin_memory: bool) -> Iterator[tuple]:
+    """Batches of whole photos in order, none left out, as `collate_photos` makes them.
+
+    They are loaded ahead in threads, `num_workers` of them: no process has to be started, and no byte sent from one.
+    """
+
+    def load(places: range) -> tuple:
+        image_ids, images, sizes, masks = collate_photos([photos[place] for place in places])
+        return image_ids, [batch.pin_memory() for batch in images] if pin_memory else images, sizes, masks
+
+    cv2.setNumThreads(0)  # in each of these threads: the others are the model's
+    batches = [range(first, min(first + batch_size, len(photos))) for first in range(0, len(photos), batch_size)]
+    return map_in_threads(load, batches, num_workers, AHEAD) if num_workers else map(load, batches)
 
 
 def worker_options(num_workers: int) -> dict:
