@@ -32,7 +32,10 @@ class _Float32Backward(torch.autograd.Function):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """`conv` with its own weight, under the same name in the state; other only in training on a CPU in bfloat16."""
+    """`conv` with its own weight, under the same name in the state; other only in training on a CPU in bfloat16.
+
+    It has no bias until a BatchNorm is fused into it.
+    """
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__(
@@ -47,7 +50,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if self.pads_same:
             inputs, padding = pad_same(inputs, self.kernel_size, self.stride, self.dilation), (0, 0)
         if not (self.training and inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
-            return F.conv2d(inputs, self.weight, None, self.stride, padding, self.dilation, self.groups)
+            return F.conv2d(inputs, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         dtype = torch.get_autocast_dtype("cpu")
         conv_args = self.stride, padding, self.dilation, False, (0, 0), self.groups
         return _Float32Backward.apply(inputs.to(dtype), self.weight.to(dtype), conv_args)

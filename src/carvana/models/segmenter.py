@@ -23,5 +23,6 @@ class Segmenter(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images, padding = pad_to_multiple(images, self.network.multiple, self.network.border)
         images = (images.to(self.mean.dtype) - self.mean) / self.std  # uint8 crosses the bus: a quarter of the bytes
+        images = images.to(next(self.network.parameters()).dtype)  # prediction may have cast the weights
         logits = self.network(images.contiguous(memory_format=torch.channels_last))
         return unpad(logits, padding)
