@@ -10,9 +10,13 @@ from carvana.log import replacing
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 (h, w, 3) RGB in the format of the file's ending. Raises InputError if OpenCV cannot."""
+    """Writes uint8 (h, w), (h, w, 3) RGB or (h, w, 4) RGBA in the format of the file's ending.
+
+    Raises InputError if OpenCV cannot.
+    """
+    turned = image if image.ndim == 2 else image[..., [2, 1, 0, 3][: image.shape[2]]]
     try:
-        done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        done, data = cv2.imencode(path.suffix, turned)
     except cv2.error:
         done = False
     if not done:
