@@ -11,11 +11,13 @@ import torch
 import yaml
 from conftest import TINY, run_script
 
+from carvana.checkpoint import save_checkpoint
 from carvana.config import ModelConfig
 from carvana.errors import InputError
 from carvana.experiment import load_experiment
 from carvana.images import open_train
 from carvana.log import read_records
+from carvana.models import build_model
 from carvana.models.encoder import create_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,3 +145,45 @@ def test_contestants_are_chosen_by_name():
     assert parse_contestants("pytorch_unet,ours") == ["pytorch_unet", "ours"]
     with pytest.raises(InputError, match="--contestants them: no them; choose from all, ours, smp, pytorch_unet"):
         parse_contestants("them")
+
+
+@pytest.fixture
+def trained(demo, tiny, tmp_path) -> dict:
+    """Arguments of the benchmarks of prediction: two folds of an untrained network."""
+    for fold in (0, 1):
+        torch.manual_seed(fold)
+        path = tmp_path / "runs" / "tiny" / f"fold{fold}" / "best.safetensors"
+        save_checkpoint(path, build_model(tiny().model), tiny(), fold, 1, 0.5, "digest")
+    return {"experiment": "tiny", "runs": tmp_path / "runs", "input_root": demo / "input", "cars": None}
+
+
+def test_predict_pipeline_compares_the_whole_with_the_networks(trained, capsys):
+    import predict_pipeline
+
+    predict_pipeline.main(**trained, tta="hflip", rounds=1)
+    printed = capsys.readouterr().out
+    assert "2 folds x 2 views" in printed
+    ratio = float(printed.partition("alone, median: ")[2].split()[0])
+    assert 0 < ratio < 1.5
+    assert [line.split("  ")[1] for line in printed.splitlines()[-4:]] == [
+        "read, decode, shrink", "networks", "photo size, threshold, runs", "CSV, compressed",
+    ]  # fmt: skip
+
+
+def test_the_common_way_gives_the_same_masks(trained, capsys):
+    import common_way
+
+    common_way.main(**trained, count=6)
+    printed = capsys.readouterr().out
+    theirs, ours = (float(word) for word in printed.partition("true masks ")[2].split(" (")[0].split(" and "))
+    assert theirs == pytest.approx(ours, abs=0.02)  # nearly each pixel of an untrained network is in doubt
+    assert float(printed.partition(" times as fast")[0].split()[-1]) > 0
+
+
+def test_rle_times_the_encoders_on_the_same_masks(demo, capsys):
+    import rle
+
+    rle.main(input_root=demo / "input", cars=None, count=5)
+    printed = capsys.readouterr().out
+    assert "5 masks of 96x144" in printed
+    assert "1.00 times ours" in printed

@@ -1,0 +1,131 @@
+"""Our prediction against the way of most published solutions: `python benchmarks/common_way.py unet_lite0`.
+
+Theirs: photos decoded by OpenCV, float32, one photo at a time for each fold and view, each fold's map stored as a PNG
+of photo size, all read back, averaged, cut, encoded by concatenate-and-compare, and written by pandas.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import cv2
+import library  # noqa: F401
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from machine import describe_machine, headline
+from predict_pipeline import THRESHOLD, predict_csv, time_call
+from rle import concatenate
+
+from carvana.checkpoint import Checkpoint, load_checkpoint
+from carvana.command import (
+    INPUT,
+    REPOSITORY,
+    RUNS,
+    BackendOption,
+    BatchOption,
+    CarsOption,
+    InputOption,
+    RunsOption,
+    TtaOption,
+    WorkersOption,
+    run,
+)  # fmt: skip
+from carvana.device import local_device
+from carvana.images import Photos, open_train
+from carvana.inference import fold_member
+from carvana.log import progress
+from carvana.metrics import dice
+from carvana.oof import find_checkpoints
+from carvana.rle import rle_decode
+from carvana.submission import read_submission
+from carvana.tta import parse_views
+
+TIMES_WANTED, DICE_WANTED = 4, 0.0002
+
+
+def main(
+    experiment: Annotated[str, typer.Argument(help="A trained experiment, as under runs/.")],
+    tta: TtaOption = "hflip",
+    input_root: InputOption = INPUT,
+    runs: RunsOption = RUNS,
+    cars: CarsOption = REPOSITORY / "benchmarks" / "sample_cars.txt",
+    batch_size: BatchOption = 4,
+    num_workers: WorkersOption = 2,
+    backend: BackendOption = "torch",
+    count: Annotated[int, typer.Option(min=1, help="Photos, evenly from those of the cars.")] = 64,
+) -> None:
+    views, device, photos = parse_views(tta), local_device(), open_train(input_root, cars)
+    if set(views) - {"identity", "hflip"}:
+        raise typer.BadParameter("the common way knows no other view than hflip")
+    paths = find_checkpoints(runs, experiment)
+    image_ids = photos.image_ids[:: max(1, len(photos.image_ids) // count)][:count]
+    print(f"{headline(describe_machine(device))}; {len(paths)} folds x {len(views)} views, {len(image_ids)} photos")
+    with TemporaryDirectory() as folder:
+        theirs, ours, extracted = Path(folder) / "theirs.csv", Path(folder) / "ours.csv", Path(folder) / "test"
+        extract(photos, image_ids, extracted)
+        networks = [load_checkpoint(path) for path in paths]
+        seconds = time_call(
+            lambda: predict_commonly(networks, extracted, Path(folder) / "maps", len(views) > 1, theirs)
+        )
+        disk = sum(path.stat().st_size for path in (Path(folder) / "maps").rglob("*.png"))
+        member = fold_member([load_checkpoint(path) for path in paths], views, device, backend=backend)
+        faster = time_call(lambda: predict_csv(member, photos, image_ids, device, batch_size, num_workers, ours))
+        theirs_csv, ours_csv = theirs.stat().st_size, ours.stat().st_size
+        scores = [score(path, photos) for path in (theirs, ours)]
+    print(f"{'':12}{'photos/s':>10}{'kB of maps':>12}{'kB of CSV':>11}  a photo")
+    for name, took, *stored in (("common way", seconds, disk, theirs_csv), ("ours", faster, 0, ours_csv)):
+        maps, csv = (part / len(image_ids) / 1000 for part in stored)
+        print(f"{name:12}{len(image_ids) / took:>10.2f}{maps:>12.1f}{csv:>11.1f}")
+    print(f"{seconds / faster:.2f} times as fast (at least {TIMES_WANTED} wanted)")
+    print(f"Dice to the true masks {scores[0]:.5f} and {scores[1]:.5f} (at most {DICE_WANTED} apart wanted)")
+
+
+def extract(photos: Photos, image_ids: list[str], folder: Path) -> None:
+    """Their users unzip the photos first; this time is not counted."""
+    folder.mkdir()
+    for image_id in image_ids:
+        name = photos.name(image_id)
+        (folder / name).write_bytes(photos.photo_part.read(name))
+
+
+def predict_commonly(networks: list[Checkpoint], photos: Path, maps: Path, mirrored: bool, path: Path) -> None:
+    for network in networks:
+        store_maps(network, photos, maps / str(network.fold), mirrored)
+    names = sorted(photo.name for photo in photos.iterdir())
+    rows = []
+    for name in progress(names, "encode"):
+        stored = [cv2.imread(str(fold / f"{name}.png"), cv2.IMREAD_GRAYSCALE) for fold in sorted(maps.iterdir())]
+        rows.append((name, concatenate(np.mean(stored, axis=0) / 255 >= THRESHOLD)))
+    pd.DataFrame(rows, columns=["img", "rle_mask"]).to_csv(path, index=False)
+
+
+def store_maps(network: Checkpoint, photos: Path, folder: Path, mirrored: bool) -> None:
+    """A fold's mean over the views, 255 times the probability, rounded."""
+    folder.mkdir(parents=True)
+    height, width = network.config.data.size
+    model = network.model.eval()
+    for photo in progress(sorted(photos.iterdir()), f"fold {network.fold}"):
+        image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
+        seen = torch.from_numpy(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            probs = model(seen).sigmoid()
+            if mirrored:
+                probs = (probs + model(seen.flip(-1)).sigmoid().flip(-1)) / 2
+        whole = cv2.resize(probs[0, 0].numpy(), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        if not cv2.imwrite(str(folder / f"{photo.name}.png"), np.rint(255 * whole).astype(np.uint8)):
+            raise OSError(f"{folder}: the disk is full")
+
+
+def score(path: Path, photos: Photos) -> float:
+    """Mean Dice to the true masks, of photos that the networks may have learnt from: it only serves to compare."""
+    scores = []
+    for name, rle in read_submission(path):
+        mask = photos.mask(Path(name).stem)
+        scores.append(dice(torch.from_numpy(rle_decode(rle, mask.shape)), torch.from_numpy(mask)))
+    return sum(scores) / len(scores)
+
+
+if __name__ == "__main__":
+    run(main)
