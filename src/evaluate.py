@@ -8,6 +8,7 @@ from carvana.command import (
     FOLDS,
     INPUT,
     RUNS,
+    BackendOption,
     BatchOption,
     CarsOption,
     FoldsOption,
@@ -33,6 +34,7 @@ def main(
     cars: CarsOption = None,
     batch_size: BatchOption = 4,
     num_workers: WorkersOption = 2,
+    backend: BackendOption = "torch",
 ) -> None:
     views, folds = parse_views(tta), read_folds(folds_file)
     checkpoints = {experiment: find_checkpoints(runs, experiment) for experiment in experiments}
@@ -40,7 +42,7 @@ def main(
     for experiment, paths in checkpoints.items():
         folder = runs / experiment
         loaded = load_folds(paths, folds_digest(folds))
-        table, curves = predict_oof(loaded, photos, folds, views, device, batch_size, num_workers)
+        table, curves = predict_oof(loaded, photos, folds, views, device, batch_size, num_workers, backend)
         report(write_oof(folder, table, curves, loaded, folds, views))
         print(f"  written: {folder / 'oof.csv'}, {folder / 'oof.json'}")
 

@@ -4,14 +4,13 @@
 
 What is predicted is kept in `<output>.parts/` until the file is whole: after a crash the same command continues. The
 work is shared by the processes of torchrun, or cut into `--shard`s that src/merge_submissions.py joins.
+
+`--images FOLDER --masks-out DIR` cuts cars out of photos of your own instead, of any size.
 """
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -22,17 +21,28 @@ from carvana.archive import Archive
 from carvana.blocks import Blocks
 from carvana.checkpoint import Checkpoint, load_checkpoint
 from carvana.choice import Choice, read_ensemble
-from carvana.command import INPUT, RUNS, BatchOption, CarsOption, InputOption, RunsOption, TtaOption, WorkersOption, run
+from carvana.command import (
+    INPUT,
+    RUNS,
+    BackendOption,
+    BatchOption,
+    CarsOption,
+    InputOption,
+    RunsOption,
+    TtaOption,
+    WorkersOption,
+    run,
+)  # fmt: skip
+from carvana.cutouts import find_pictures, write_cutouts
 from carvana.device import Device, local_device, process_state
 from carvana.errors import InputError, few
 from carvana.estimate import measure
-from carvana.geometry import Size
 from carvana.images import Photos, open_test
-from carvana.inference import fold_member, predict_runs
+from carvana.inference import Member
+from carvana.job import Job, build_members
 from carvana.log import say, silence
 from carvana.oof import choose_threshold, find_checkpoints
-from carvana.provenance import git_commit, versions
-from carvana.shards import Manifest, Shard, cut_shard, digest_names, parse_shard
+from carvana.shards import parse_shard
 from carvana.submission import check_suffix, read_sample
 from carvana.tta import parse_views
 
@@ -68,41 +78,42 @@ def main(
     estimate: Annotated[
         bool, typer.Option(help="Only measure a few photos: hours, memory, size of the CSV, shards of --hours.")
     ] = False,
+    images: Annotated[Path | None, typer.Option(help="A folder of your own photos, instead of the test set.")] = None,
+    masks_out: Annotated[
+        Path | None, typer.Option(help="Where masks and cut-outs of --images are written, as PNG.")
+    ] = None,
     input_root: InputOption = INPUT,
     runs: RunsOption = RUNS,
     cars: CarsOption = None,
     batch_size: BatchOption = 4,
     num_workers: WorkersOption = 2,
+    backend: BackendOption = "torch",
     block_size: Annotated[
         int, typer.Option(min=1, help="Photos kept at a time, in whole batches: a crash loses no more.")
     ] = 128,
 ) -> None:
     started, part = time.monotonic(), parse_shard(shard)
     views = check_source(experiments, ensemble, tta, threshold)
-    if not estimate:
-        check_output(output)
+    check_output(output, estimate, images, masks_out)
     state, device = join_processes(), local_device()
+    if images:
+        choice, checkpoints = choose(experiments, ensemble, runs, views, threshold)
+        return cut_out(images, masks_out, build_members(choice, checkpoints, device, backend), choice, device)
     photos = open_test(input_root, cars_file=cars)
     sample = read_sample(Archive(input_root).read_file("sample_submission.csv"))
     image_ids = match_sample(sample, photos, whole=cars is None)
-    if ensemble:
-        choice, paths = read_ensemble(ensemble, runs)
-        checkpoints = load_all(paths)
-    else:
-        checkpoints = load_all({experiment: find_checkpoints(runs, experiment) for experiment in experiments})
-        if threshold is None:
-            threshold = HALF if estimate else choose_threshold(runs, checkpoints, views)
-        choice = Choice(experiments=dict.fromkeys(checkpoints, 1 / len(checkpoints)), views=views, threshold=threshold)
-    job = Job(photos, image_ids, checkpoints, choice, device, batch_size, num_workers)
+    if estimate and threshold is None and not ensemble:
+        threshold = HALF
+    choice, checkpoints = choose(experiments, ensemble, runs, views, threshold)
+    job = Job(photos, image_ids, checkpoints, choice, device, backend, batch_size, num_workers)
     networks = sum(map(len, checkpoints.values()))
     say(f"{choice}; {len(image_ids)} photos, {networks} networks x {len(choice.views)} views, {device.device}")
     if estimate:
-        print_estimate(job, hours or SESSION)
-    else:
-        manifest = job.manifest(part, block_size)
-        blocks = Blocks(output, manifest, job.names[manifest.first : manifest.first + manifest.photos])
-        end = started + 3600 * hours if hours is not None else math.inf
-        predict_blocks(job, blocks, overwrite, state, end)
+        return print_estimate(job, hours or SESSION)
+    manifest = job.manifest(part, block_size)
+    blocks = Blocks(output, manifest, job.names[manifest.first : manifest.first + manifest.photos])
+    end = started + 3600 * hours if hours is not None else math.inf
+    return predict_blocks(job, blocks, overwrite, state, end)
 
 
 def check_source(
@@ -119,10 +130,46 @@ def check_source(
     return parse_views("hflip" if tta is None else tta)
 
 
-def check_output(output: Path | None) -> None:
-    if output is None:
-        raise InputError("--output: missing; name the CSV to be written")
-    check_suffix(output)
+def check_output(output: Path | None, estimate: bool, images: Path | None, masks_out: Path | None) -> None:
+    """Raises InputError unless it is clear where to write what."""
+    if (images is None) != (masks_out is None):
+        raise InputError("--images and --masks-out belong together: the folder to read, and the folder to write")
+    if images and (output or estimate):
+        raise InputError("--images: goes without --output and --estimate; no submission is written")
+    if not images and not estimate:
+        if output is None:
+            raise InputError("--output: missing; name the CSV to be written")
+        check_suffix(output)
+
+
+def choose(
+    experiments: list[str] | None, ensemble: Path | None, runs: Path, views: list[str], threshold: float | None
+) -> tuple[Choice, dict[str, list[Checkpoint]]]:
+    """What the ensemble's file holds, or all named experiments alike; and their checkpoints.
+
+    Raises InputError if one is missing, or if no threshold is given and none was found out-of-fold.
+    """
+    if ensemble:
+        choice, paths = read_ensemble(ensemble, runs)
+        return choice, load_all(paths)
+    checkpoints = load_all({experiment: find_checkpoints(runs, experiment) for experiment in experiments})
+    if threshold is None:
+        threshold = choose_threshold(runs, checkpoints, views)
+    weights = dict.fromkeys(checkpoints, 1 / len(checkpoints))
+    return Choice(experiments=weights, views=views, threshold=threshold), checkpoints
+
+
+def cut_out(images: Path, masks_out: Path, members: list[Member], choice: Choice, device: Device) -> None:
+    """Masks and cut-outs of this process's share of a folder. Ends the script with status 1 if any is unreadable."""
+    for member in members:
+        if name := member.fit.boxes_from:
+            raise InputError(f"--images: an experiment that sees the boxes of {name} cannot see them here; give {name}")
+    state, paths = process_state(), find_pictures(images)
+    mine = paths[state.process_index :: state.num_processes]
+    unreadable = write_cutouts(members, mine, masks_out, choice, device)
+    print(f"{masks_out}: masks and cut-outs of {len(mine) - unreadable} photos, threshold {choice.threshold:g}")
+    if unreadable:
+        raise typer.Exit(1)
 
 
 def join_processes() -> PartialState:
@@ -147,62 +194,6 @@ def match_sample(names: list[str], photos: Photos, whole: bool) -> list[str]:
 
 def load_all(paths: dict[str, list[Path]]) -> dict[str, list[Checkpoint]]:
     return {experiment: [load_checkpoint(path) for path in folds] for experiment, folds in paths.items()}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be predicted, and by what."""
-
-    photos: Photos
-    image_ids: list[str]
-    checkpoints: dict[str, list[Checkpoint]]
-    choice: Choice
-    device: Device
-    batch_size: int
-    num_workers: int
-
-    @property
-    def names(self) -> list[str]:
-        return [self.photos.name(image_id) for image_id in self.image_ids]
-
-    @cached_property
-    def size(self) -> Size:
-        """Of the first photo; all must have it."""
-        return self.photos.image(self.image_ids[0]).shape[:2]
-
-    def rows(self, image_ids: list[str]) -> Iterator[tuple[str, str]]:
-        """(photo name, RLE) of each photo. Raises InputError for one of another size, which no submission can mix."""
-        choice, weights = self.choice, self.choice.experiments
-        members = [
-            fold_member(folds, choice.views, self.device, choice.mean, weights[name])
-            for name, folds in self.checkpoints.items()
-        ]
-        encoded = predict_runs(
-            members, self.photos, image_ids, self.device, choice.threshold, choice.postprocess, self.batch_size,
-            self.num_workers,
-        )  # fmt: skip
-        for image_id, photo_size, rle in encoded:
-            check_size(self.photos.name(image_id), photo_size, self.size)
-            yield self.photos.name(image_id), rle
-
-    def manifest(self, part: Shard, block_size: int) -> Manifest:
-        """What says of a part how it was made; a block is rounded up to whole batches."""
-        choice, names = self.choice, self.names
-        places = cut_shard(part, len(names), self.batch_size)
-        return Manifest(
-            shard=str(part), first=places.start, photos=len(places), sample=digest_names(names),
-            sample_photos=len(names), size=self.size,
-            checkpoints={name: {str(c.fold): c.digest for c in folds} for name, folds in self.checkpoints.items()},
-            weights=choice.experiments, views=list(choice.views), mean=choice.mean, threshold=choice.threshold,
-            postprocess=vars(choice.postprocess), batch_size=self.batch_size,
-            block_size=-(-block_size // self.batch_size) * self.batch_size,
-            device=self.device.describe(), commit=git_commit(), versions=versions(),
-        )  # fmt: skip
-
-
-def check_size(name: str, photo_size: Size, size: Size) -> None:
-    if photo_size != size:
-        raise InputError(f"{name}: photos of different sizes in one submission: {sorted([photo_size, size])}")
 
 
 def predict_blocks(job: Job, blocks: Blocks, overwrite: bool, state: PartialState, end: float) -> None:

@@ -8,14 +8,18 @@ import subprocess
 import sys
 import time
 
+import cv2
 import pytest
 import torch
 from conftest import SRC, run_script
 
 from carvana.checkpoint import load_checkpoint
+from carvana.device import Device
+from carvana.folds import read_folds
 from carvana.geometry import Fit
-from carvana.images import open_test
+from carvana.images import open_test, open_train
 from carvana.log import read_records
+from carvana.oof import predict_oof
 from carvana.rle import rle_decode
 from carvana.submission import read_submission
 
@@ -78,6 +82,64 @@ def test_the_submission_is_the_mean_of_folds_and_views(workplace, demo):
         expected = (probs[0, 0] >= oof["threshold"]).numpy()
         # The scripts may compute in bf16: a few pixels fall on the other side of the threshold.
         assert (rle_decode(rle, photo.shape[:2]) != expected).mean() < 0.01
+
+
+@pytest.mark.parametrize("backend", ["compile", "openvino"])
+def test_backends_give_the_dice_of_float32(workplace, demo, tmp_path, backend):
+    """Within 0.0005, whatever precision they compute in."""
+    root, _ = workplace
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    shutil.copytree(root / "runs", tmp_path / "runs")
+    checkpoints = sorted((tmp_path / "runs" / "tiny").glob("fold*/best.safetensors"))
+    _, curves = predict_oof(
+        [load_checkpoint(path) for path in checkpoints], open_train(demo / "input"), read_folds(demo / "folds.csv"),
+        ["identity"], Device(torch.device("cpu")), num_workers=1,
+    )  # fmt: skip
+    options = ["--input", demo / "input", "--runs", tmp_path / "runs", "--folds", demo / "folds.csv"]
+    run_script("evaluate.py", "tiny", "--tta", "none", "--backend", backend, *options)
+    oof = json.loads((tmp_path / "runs" / "tiny" / "oof.json").read_text())
+    assert oof["dice"] == pytest.approx(curves.mean(0).max(), abs=5e-4)
+
+
+def test_cars_are_cut_out_of_any_photos(workplace, demo, tmp_path):
+    root, _ = workplace
+    photos = sorted((demo / "input" / "test").iterdir())[:2]
+    (tmp_path / "mine").mkdir()
+    for number, photo in enumerate(photos):
+        shutil.copy(photo, tmp_path / "mine" / f"my car {number}.jpg")
+    options = ["--images", tmp_path / "mine", "--masks-out", tmp_path / "masks", "--runs", root / "runs"]
+    result = run_script("make_submission.py", "tiny", "--tta", "hflip", *options)
+    assert "of 2 photos" in result.stdout
+    submitted = dict(read_submission(root / "tiny.csv.gz"))
+    for number, photo in enumerate(photos):
+        mask = cv2.imread(str(tmp_path / "masks" / f"my car {number}_mask.png"), cv2.IMREAD_UNCHANGED) > 0
+        assert (mask != rle_decode(submitted[photo.name], mask.shape)).mean() < 0.01
+
+
+def test_two_passes_from_training_to_submission(workplace, demo):
+    """A fine experiment sees the boxes that another one finds; parts of a boxless run are not mixed with it."""
+    root, _ = workplace
+    boxes = SETTINGS.replace("num_workers: 1", "num_workers: 1, boxes_from: tiny")
+    (root / "fine.yaml").write_text(boxes.replace("epochs: 4", "epochs: 2, init_from: tiny"))
+    data, where, folds = ("--input", demo / "input"), ("--runs", root / "runs"), ("--folds", demo / "folds.csv")
+    run_script("train.py", root / "fine.yaml", "--fold", "all", *data, *where, *folds, cwd=root)
+    run_script("evaluate.py", "fine", "--tta", "none", *data, *where, *folds)
+    oof = json.loads((root / "runs" / "fine" / "oof.json").read_text())
+    records = [read_records(root / "runs" / "fine" / f"fold{fold}" / "log.jsonl") for fold in (0, 1)]
+    best = [max(record["dice"] for record in fold) for fold in records]
+    assert oof["dice_at_half"] == pytest.approx(sum(best) / 2, abs=0.002)  # evaluation sees what validation saw
+    run_script("make_submission.py", "fine", "tiny", "--threshold", 0.5, *data, *where, "--output", root / "fine.csv")
+    score = run_script("score_submission.py", root / "fine.csv", "--truth", demo / "input" / "test_masks")
+    assert float(score.stdout.split("Dice ")[1].split()[0].rstrip(",")) > 0.8
+    moved = root / "runs" / "tiny"
+    moved.rename(root / "runs" / "moved")
+    try:
+        result = run_script("make_submission.py", "fine", *data, *where, "--output", root / "x.csv", check=False)
+    finally:
+        (root / "runs" / "moved").rename(moved)
+    assert result.returncode == 2
+    assert "data.boxes_from needs it" in result.stderr.splitlines()[-1]
 
 
 def test_two_processes_validate_each_photo_once(workplace, demo):

@@ -12,7 +12,7 @@ from carvana.footprint import GIB, OVERHEAD, T4, Footprint
 from carvana.models import build_model
 
 SHIPPED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
-FOR_A_CPU = {"demo", "unet_lite0", "vanilla_unet"}
+FOR_A_CPU = {"finder_lite0", "unet_lite0_boxes", "demo", "unet_lite0", "vanilla_unet"}
 FIGURE = re.compile(r"^# Fits a T4 \(([\d.]+) GiB\): one step takes ([\d.]+) GiB in fp16", re.MULTILINE)
 
 

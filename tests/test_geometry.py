@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carvana.errors import InputError
-from carvana.geometry import Fit, pad_to_multiple, reflect_indices, unpad
+from carvana.geometry import WHOLE, Fit, Window, pad_to_multiple, reflect_indices, unpad, window_around
 
 SIDES = st.integers(1, 40)
 
@@ -71,3 +71,41 @@ def test_undo_is_centered_as_the_resize_is():
     back = fit.undo(torch.from_numpy(fit.mask(mask))[None, None] / 255, mask.shape)[0, 0]
     assert torch.allclose(back, back.flip(0), atol=1e-2)
     assert torch.allclose(back, back.flip(1), atol=1e-2)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [((10, 20), (30, 60)), ((0, 5), (85, 90)), ((0, 60), (0, 9))])
+def test_a_window_holds_the_mask_in_the_proportions_of_the_photo(rows, columns):
+    mask = np.zeros((60, 90), bool)
+    mask[slice(*rows), slice(*columns)] = True
+    window = window_around(mask, margin=0.1)
+    seen = mask[window.slices(mask.shape)]
+    assert seen.sum() == mask.sum()
+    assert seen.shape[0] / seen.shape[1] == pytest.approx(60 / 90, abs=0.1)
+    assert min(window.top, window.left) >= 0
+    assert max(window.top, window.left) + window.share <= 1 + 1e-9
+
+
+def test_a_window_around_nothing_is_the_photo():
+    assert window_around(np.zeros((6, 9), bool), 0.1) == WHOLE
+
+
+def test_what_is_seen_through_a_window_comes_back_to_its_place():
+    mask = np.zeros((120, 180), bool)
+    mask[40:70, 50:101] = True
+    fit = Fit((64, 96), boxes_from="coarse")
+    fit = fit.through(window_around(mask, fit.margin))
+    assert fit.least[0] > 64  # the photo must be so large that its window is not enlarged
+    assert fit.image(np.dstack([mask] * 3).astype(np.uint8)).shape == (64, 96, 3)
+    probs = fit.undo(torch.from_numpy(fit.mask(mask))[None, None] / 255, mask.shape)[0, 0]
+    assert np.array_equal(probs.numpy() > 0.5, mask)
+    assert probs[:20].max() == 0
+
+
+@settings(max_examples=200)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 1), st.tuples(st.integers(1, 50), st.integers(1, 50)))
+def test_any_window_lies_in_any_photo(top, left, share, size):
+    window = Window(top * (1 - share), left * (1 - share), share)
+    assert np.zeros(size)[window.slices(size)].size > 0
+    probs = Fit((8, 8), boxes_from="x").through(window).undo(torch.ones(1, 1, 8, 8), size)
+    assert probs.shape == (1, 1, *size)
+    assert probs.max() == pytest.approx(1)

@@ -17,7 +17,7 @@ COMMON = {
     "sample": digest_names(NAMES), "sample_photos": 32, "size": (4, 6), "checkpoints": {"tiny": {"0": "abc"}},
     "weights": {"tiny": 1.0}, "views": ["identity"], "mean": "probs", "threshold": 0.5,
     "postprocess": {"holes": 0, "parts": 0}, "batch_size": 4, "block_size": 4,
-    "device": "cpu, no", "commit": "abc", "versions": {},
+    "device": "cpu, no", "backend": "torch", "commit": "abc", "versions": {},
 }  # fmt: skip
 
 

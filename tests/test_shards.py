@@ -22,6 +22,7 @@ from carvana.dataset import to_tensor
 from carvana.device import Device
 from carvana.errors import InputError
 from carvana.images import Photos, open_test
+from carvana.job import check_size
 from carvana.models import Segmenter, build_model
 from carvana.postprocess import PostProcess
 from carvana.rle import rle_decode
@@ -291,7 +292,7 @@ def test_a_damaged_block_is_named(predict, begun, whole):
 
 
 def test_a_failure_before_the_first_block_leaves_nothing(predict, tmp_path, monkeypatch):
-    monkeypatch.setattr("make_submission.check_size", lambda *_: (_ for _ in ()).throw(InputError("x")))
+    monkeypatch.setattr("carvana.job.check_size", lambda *_: (_ for _ in ()).throw(InputError("x")))
     with pytest.raises(InputError):
         predict(tmp_path / "x.csv")
     assert list(tmp_path.iterdir()) == []
@@ -299,7 +300,7 @@ def test_a_failure_before_the_first_block_leaves_nothing(predict, tmp_path, monk
 
 def test_photos_of_another_size_are_refused():
     with pytest.raises(InputError, match=r"b_01\.jpg: photos of different sizes"):
-        make_submission.check_size("b_01.jpg", (4, 6), (4, 8))
+        check_size("b_01.jpg", (4, 6), (4, 8))
 
 
 def test_a_submission_that_fails_its_check_does_not_appear(predict, tmp_path, monkeypatch):

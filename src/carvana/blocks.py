@@ -17,6 +17,8 @@ from carvana.provenance import file_digest
 from carvana.shards import SAME_JOB, Manifest, find_difference, manifest_path, read_manifest, write_manifest
 from carvana.submission import read_submission, write_submission
 
+JOINING = 5e-4  # seconds a row to join, compress and check
+
 
 class Blocks:
     """The blocks of one output, `<output>.parts/block-00012.csv`; each appears whole or not at all.
@@ -105,7 +107,9 @@ class Blocks:
         return left[len(left) * number // count : len(left) * (number + 1) // count]
 
     def fill(self, mine: list[int], rows: Iterator[tuple[str, str]], end: float) -> float:
-        """Writes blocks until one more might not be done at `end`, on the monotonic clock; returns the seconds taken.
+        """Writes blocks until one more, or the joining of all, might not be done at `end`; returns the seconds taken.
+
+        `end` is of the monotonic clock.
 
         At least one is written, so that every command comes closer to the whole.
         """
@@ -115,7 +119,7 @@ class Blocks:
             self.write(block, list(islice(rows, len(self.names_of(block)))))
             now = time.monotonic()
             slowest, before = max(slowest, now - before), now
-            if now + slowest > end:
+            if now + slowest + JOINING * len(self.names) > end:
                 break
         return max(time.monotonic() - started, 1e-3)
 

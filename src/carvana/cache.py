@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from carvana.geometry import Fit, Size
+from carvana.geometry import Fit, Size, window_around
 from carvana.images import Photos
 from carvana.log import say
 
@@ -43,8 +43,11 @@ class PhotoCache:
         if self._file and (kept := self._file.read(index)):
             return kept
         image_id = self.image_ids[index]
-        (image,), _ = self.photos.fitted(image_id, [self.fit])
-        mask = self.fit.mask(self.photos.mask(image_id))
+        mask, fit = self.photos.mask(image_id), self.fit
+        if fit.boxes_from:
+            fit = fit.through(window_around(mask, fit.margin))
+        (image,), _ = self.photos.fitted(image_id, [fit])
+        mask = fit.mask(mask)
         if self._file:
             self._file.write(index, image, mask)
         return image, mask

@@ -31,6 +31,10 @@ TtaOption = Annotated[
     str | None, typer.Option("--tta", help="Views beside the photo itself: none, hflip, scale1.25, hflip+shift16 ...")
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Photos at once on the device.")]
+BackendOption = Annotated[
+    str,
+    typer.Option("--backend", help="What computes: torch, compile (torch.compile), openvino (pip install openvino)."),
+]
 WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Loader processes.")]
 
 INPUT, RUNS, FOLDS = REPOSITORY / "input", REPOSITORY / "runs", REPOSITORY / "folds" / "folds.csv"

@@ -35,6 +35,8 @@ class Group(BaseModel):
 class DataConfig(Group):
     size: tuple[Pixels, Pixels] = Field((512, 768), description="network size, height and width")
     fit: Literal["resize", "pad"] = Field("resize", description="resize photos, or mirror their borders")
+    boxes_from: str | None = Field(None, description="experiment whose networks find the car: only its box is seen")
+    box_margin: float = Field(0.1, ge=0, le=1, description="added to the box, as a share of it")
     crop: tuple[Pixels, Pixels] | None = Field(None, description="train on random windows; whole photos if none")
     augmentation: str = Field("light", description="name of a set in carvana/augmentations.py")
     cache_gib: float = Field(4, ge=0, description="disk (/tmp) for photos and masks decoded to network size; 0 is none")
@@ -48,9 +50,16 @@ class DataConfig(Group):
             raise ValueError(f"larger than data.size, {size[0]}x{size[1]}")
         return crop
 
+    @field_validator("boxes_from")
+    @classmethod
+    def _resized(cls, boxes_from: str | None, info: ValidationInfo) -> str | None:
+        if boxes_from and info.data.get("fit") == "pad":
+            raise ValueError("boxes have any size: they need data.fit=resize")
+        return boxes_from
+
     @property
     def geometry(self) -> Fit:
-        return Fit(self.size, self.fit)
+        return Fit(self.size, self.fit, self.boxes_from, self.box_margin)
 
 
 class ModelConfig(Group):

@@ -1,7 +1,8 @@
 """Between photo size and network size, and back. Sizes are (height, width)."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -58,12 +59,55 @@ def unpad(images: torch.Tensor, padding: Padding) -> torch.Tensor:
     return images[..., padding.top : height - padding.bottom, padding.left : width - padding.right]
 
 
+class Window(NamedTuple):
+    """A part of a photo in its proportions: `share` of both sides, from (top, left), which are shares of them too."""
+
+    top: float = 0.0
+    left: float = 0.0
+    share: float = 1.0
+
+    def slices(self, size: Size) -> tuple[slice, slice]:
+        """Rows and columns in a photo of that size; at least one of each."""
+        first = [min(round(start * side), side - 1) for start, side in zip((self.top, self.left), size, strict=True)]
+        length = [max(1, round(self.share * side)) for side in size]
+        return tuple(slice(a, min(a + n, side)) for a, n, side in zip(first, length, size, strict=True))
+
+
+WHOLE = Window()
+
+
+def window_around(mask: np.ndarray, margin: float) -> Window:
+    """The least window that holds a mask, bool (H, W), and `margin` of its own side more; the photo if it is empty."""
+    filled = mask.any(1), mask.any(0)
+    if not filled[0].any():
+        return WHOLE
+    low = np.array([along.argmax() / len(along) for along in filled])
+    high = 1 - np.array([along[::-1].argmax() / len(along) for along in filled])
+    share = min(1.0, (1 + margin) * (high - low).max().item())
+    return Window(*((low + high - share) / 2).clip(0, 1 - share).tolist(), share)
+
+
 @dataclass(frozen=True)
 class Fit:
-    """How photos are brought to the network's size: `resize`, or `pad` with mirrored borders (1918 to 1920)."""
+    """How photos are brought to the network's size: `resize`, or `pad` with mirrored borders (1918 to 1920).
+
+    boxes_from: the experiment that says which window of a photo is seen; none sees it whole. The window, and the
+    margin around the car in it, are of one photo each: `through` gives the fit for it.
+    """
 
     size: Size
     how: Literal["resize", "pad"] = "resize"
+    boxes_from: str | None = None
+    margin: float = 0.1
+    window: Window = WHOLE
+
+    def through(self, window: Window) -> "Fit":
+        return replace(self, window=window)
+
+    @property
+    def least(self) -> Size | None:
+        """The size of a photo that is not enlarged by this; None if no other than its own will do."""
+        return None if self.how == "pad" else tuple(math.ceil(side / self.window.share) for side in self.size)
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """uint8 (h, w, 3) at photo size to network size."""
@@ -76,14 +120,32 @@ class Fit:
         """
         return self._fit(mask.astype(np.uint8) * 255)
 
+    def like(self, photo_size: Size) -> "Fit":
+        """For photos of any shape: resized in their proportions to about as many pixels, sides multiples of 32."""
+        scale = math.sqrt(math.prod(self.size) / math.prod(photo_size))
+        return Fit(tuple(max(1, round(side * scale / 32)) * 32 for side in photo_size))
+
     def undo(self, probs: torch.Tensor, photo_size: Size) -> torch.Tensor:
-        """Probabilities (N, 1, h, w) at network size to photo size."""
+        """Probabilities (N, 1, h, w) at network size to photo size; outside the window they are 0."""
+        if self.window != WHOLE:
+            rows, columns = self.window.slices(photo_size)
+            whole = probs.new_zeros(*probs.shape[:2], *photo_size)
+            inside = whole[..., rows, columns]
+            inside[:] = self.through(WHOLE).undo(probs, inside.shape[-2:])
+            return whole
         if self.how == "pad":
             return unpad(probs, centered_padding(photo_size, self.size))
-        return F.interpolate(probs, size=photo_size, mode="bilinear", align_corners=False)
+        if probs.device.type != "cpu":
+            return F.interpolate(probs, size=photo_size, mode="bilinear", align_corners=False)
+        # The same to 4e-5 by OpenCV, on one core 0.7 ms instead of 3.8 for 1918 x 1280.
+        whole = probs.new_empty(*probs.shape[:2], *photo_size)
+        for some, place in zip(probs.flatten(0, 1).numpy(), whole.flatten(0, 1).numpy(), strict=True):
+            cv2.resize(some, photo_size[::-1], place, interpolation=cv2.INTER_LINEAR)
+        return whole
 
     def _fit(self, pixels: np.ndarray) -> np.ndarray:
         height, width = self.size
+        pixels = pixels[self.window.slices(pixels.shape[:2])]
         if self.how == "resize":
             shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
             return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from copy import copy
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from carvana.archive import Archive, Part
 from carvana.decoding import decode_image, decode_mask, half_is_enough, read_size, verified_size
 from carvana.errors import InputError, few
-from carvana.geometry import Fit, Size
+from carvana.geometry import Fit, Size, Window
 from carvana.log import progress
 
 IMAGE_ID = re.compile(r"(?P<car>.+)_(?P<angle>0[1-9]|1[0-6])")
@@ -70,6 +71,7 @@ class Photos:
     """
 
     def __init__(self, photo_part: Part, mask_part: Part | None = None, cars: Iterable[str] | None = None):
+        self._windows: dict[str, dict[str, Window]] = {}
         self.photo_part, self.mask_part = photo_part, mask_part
         self._chosen = None if cars is None else frozenset(cars)
         self._photos = self._index(photo_part, PHOTO_NAME)
@@ -120,12 +122,22 @@ class Photos:
         data, where = self._read(image_id)
         decoded, images = {}, []
         for fit in fits:
-            at_least = None if fit.how == "pad" else fit.size
+            at_least = fit.least
             halved = half_is_enough(data, where, at_least)
             if halved not in decoded:
                 decoded[halved] = decode_image(data, where, at_least)
             images.append(fit.image(decoded[halved]))
         return images, read_size(data, where)
+
+    def with_windows(self, boxes_from: str, windows: dict[str, Window]) -> "Photos":
+        """The same photos; where `boxes_from` has found the car in them is known."""
+        same = copy(self)
+        same._windows = self._windows | {boxes_from: self._windows.get(boxes_from, {}) | windows}
+        return same
+
+    def through(self, image_id: str, fit: Fit) -> Fit:
+        """The fit for this photo: through the window that is known of it, if the fit asks for one."""
+        return fit if fit.boxes_from is None else fit.through(self._windows[fit.boxes_from][image_id])
 
     def mask(self, image_id: str) -> np.ndarray:
         """Where the car is, bool (height, width). Raises InputError if the mask is missing or unreadable."""

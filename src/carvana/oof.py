@@ -16,6 +16,7 @@ from carvana.inference import Member, fold_model, predict_photos
 from carvana.log import replacing, say, write_json
 from carvana.metrics import THRESHOLDS, dice_curve
 from carvana.provenance import git_commit, versions
+from carvana.windows import find_cars
 
 FLAT = 1e-5  # thresholds whose Dice differs by less are equally good; the one nearest 0.5 is taken
 
@@ -39,7 +40,7 @@ def load_folds(checkpoints: list[Path], digest: str) -> list[Checkpoint]:
 
 def predict_oof(
     checkpoints: list[Checkpoint], photos: Photos, folds: pd.DataFrame, views: list[str], device: Device,
-    batch_size: int = 4, num_workers: int = 2,
+    batch_size: int = 4, num_workers: int = 2, backend: str = "torch",
 ) -> tuple[pd.DataFrame, np.ndarray]:  # fmt: skip
     """One row image_id, car, angle, fold per photo, and its Dice at each of THRESHOLDS: (photos, 99).
 
@@ -49,9 +50,10 @@ def predict_oof(
     rows, curves = [], []
     for checkpoint in checkpoints:
         image_ids = [image_id for image_id in photos.image_ids if present[car_of(image_id)] == checkpoint.fold]
-        member = Member(checkpoint.config.data.geometry, fold_model(checkpoint, views, device))
+        seen = find_cars(photos, image_ids, [checkpoint], device, batch_size, num_workers)
+        member = Member(checkpoint.config.data.geometry, fold_model(checkpoint, views, device, backend=backend))
         predictions = predict_photos(
-            [member], photos, image_ids, device, masks=True, batch_size=batch_size, num_workers=num_workers,
+            [member], seen, image_ids, device, masks=True, batch_size=batch_size, num_workers=num_workers,
             description=f"fold {checkpoint.fold}",
         )  # fmt: skip
         for image_id, probs, mask in predictions:

@@ -65,6 +65,7 @@ class Manifest(BaseModel):
     batch_size: int
     block_size: int
     device: str
+    backend: str
     commit: str
     versions: dict[str, str]
     digest: str | None = None  # sha256 of the part's file, once it is written
@@ -80,6 +81,7 @@ ALIKE = (
     "mean",
     "threshold",
     "postprocess",
+    "backend",
 )  # in all parts
 SAME_JOB = (*ALIKE, "shard", "first", "photos", "batch_size", "block_size")
 

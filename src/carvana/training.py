@@ -1,6 +1,7 @@
 """One run: epochs with validation, the best checkpoint, and a state to resume from."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 from accelerate.utils import set_seed
@@ -10,6 +11,7 @@ from carvana.averaging import average_epochs, keep_checkpoint, keep_for_average
 from carvana.cache import PhotoCache
 from carvana.config import Config
 from carvana.dataset import TrainSet, worker_options
+from carvana.device import Device
 from carvana.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.learner import Learner, build_learner
 from carvana.log import read_records, say, write_records
@@ -17,6 +19,7 @@ from carvana.losses import weighted_sum
 from carvana.run import Fold, initial_checkpoint, prepare_folder, refuse_conflict
 from carvana.state import load_state, save_state
 from carvana.validation import validate
+from carvana.windows import box_checkpoint, find_windows
 
 
 def train_fold(
@@ -29,6 +32,7 @@ def train_fold(
     Raises InputError as `refuse_conflict` does.
     """
     learner = build_learner(config, initial_checkpoint(config, fold))
+    fold = find_val_cars(config, fold, Device(learner.accelerator.device, learner.accelerator.mixed_precision))
     with learner.accelerator.main_process_first():
         if learner.accelerator.is_main_process:
             refuse_conflict(config, fold, resume, overwrite)
@@ -47,6 +51,17 @@ def train_fold(
         return False
     say(f"fold {fold.number}: finished, best Dice {learner.progress.best_dice:.5f}, in {fold.folder}")
     return True
+
+
+def find_val_cars(config: Config, fold: Fold, device: Device) -> Fold:
+    """The fold, with windows of its validation photos for the stages that see boxes; in training masks give them."""
+    val = fold.val
+    for stage in config.stages:
+        fit, number = stage.data.geometry, stage.data.num_workers
+        if fit.boxes_from:
+            path = box_checkpoint(fit, fold.folder, fold.digest)
+            val = find_windows(val, val.image_ids, fit, [path], device, stage.train.batch_size, number)
+    return replace(fold, val=val)
 
 
 def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float) -> None:

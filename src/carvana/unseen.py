@@ -18,6 +18,7 @@ from carvana.inference import load_batches
 from carvana.log import progress
 from carvana.oof import find_checkpoints
 from carvana.tta import Predictor
+from carvana.windows import find_cars
 
 Source = tuple[Fit, Predictor]
 """A predictor of maps (N, channels, h, w), and how it sees photos."""
@@ -76,19 +77,25 @@ class Unseen:
                 loaded = {name: load_checkpoint(path) for name, path in self.checkpoints[fold].items()}
                 for checkpoint in loaded.values():
                     checkpoint.model.to(self.device.device, memory_format=torch.channels_last)
-                for prediction in self._stream(sources(loaded), image_ids):
+                photos = self.photos
+                for checkpoint in loaded.values():
+                    photos = find_cars(photos, image_ids, [checkpoint], self.device, self.batch_size, self.num_workers)
+                for prediction in self._stream(sources(loaded), photos, image_ids):
                     yield prediction
                     bar.update()
 
-    def _stream(self, sources: list[Source], image_ids: list[str]) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    def _stream(
+        self, sources: list[Source], photos: Photos, image_ids: list[str]
+    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
         fits, device = list(dict.fromkeys(fit for fit, _ in sources)), self.device
-        batches = load_batches(fits, self.photos, image_ids, device.device, True, self.batch_size, self.num_workers)
-        for _, seen, sizes, masks in batches:
+        batches = load_batches(fits, photos, image_ids, device.device, True, self.batch_size, self.num_workers)
+        for some, seen, sizes, masks in batches:
             with torch.inference_mode(), device.autocast():
                 maps = [predictor(seen[fit]) for fit, predictor in sources]
-            for index, (size, mask) in enumerate(zip(sizes, masks, strict=True)):
+            for index, (image_id, size, mask) in enumerate(zip(some, sizes, masks, strict=True)):
                 with torch.inference_mode():
                     undone = [
-                        fit.undo(some[index : index + 1], size)[0] for (fit, _), some in zip(sources, maps, strict=True)
+                        photos.through(image_id, fit).undo(probs[index : index + 1], size)[0]
+                        for (fit, _), probs in zip(sources, maps, strict=True)
                     ]
                 yield undone, mask.to(device.device)
