@@ -7,7 +7,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fuse_norms(model: nn.Module, images: torch.Tensor) -> int:
     """Fuses, in place, in a model in evaluation mode; returns how many BatchNorms are gone.
 
