@@ -216,7 +216,7 @@ def predict_blocks(job: Job, blocks: Blocks, overwrite: bool, state: PartialStat
         pace = len(chosen) * state.num_processes / seconds
         print(
             f"{blocks.output}: {len(blocks.names)} rows, checked; {seconds:.0f} s, {pace:.2f} photos a second, "
-            f"peak memory {job.device.peak_memory()} without loaders"
+            f"peak memory {job.device.peak_memory()}"
         )
 
 
@@ -228,7 +228,7 @@ def print_estimate(job: Job, hours: float) -> None:
     plain, packed = found.gigabytes(photos)
     print(f"{found.rate:.2f} photos a second, measured on {found.photos}")
     print(f"{found.hours(photos):.2f} hours for {photos} photos on this device")
-    print(f"peak memory {job.device.peak_memory()} without loaders")
+    print(f"peak memory {job.device.peak_memory()}")
     print(f"CSV {plain:.3f} GB, compressed {packed:.3f} GB")
     print(f"{found.shards(photos, hours)} shards of at most {hours:g} hours")
 

@@ -24,7 +24,7 @@ class Device(NamedTuple):
         return f"{name}, {self.precision}"
 
     def peak_memory(self) -> str:
-        """Largest resident set of this process, without its loaders, and on a GPU what tensors took there.
+        """Largest resident set of this process, and on a GPU what tensors took there.
 
         macOS counts bytes, Linux KiB.
         """
