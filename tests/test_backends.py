@@ -1,6 +1,8 @@
 """Backends compute what PyTorch does in float32; BatchNorm is fused wherever a network has it."""
 
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -78,18 +80,30 @@ def test_a_network_that_cannot_be_fused_is_refused():
         fuse_norms(SharedConv().eval(), photos(1))
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "openvino" or find_spec("openvino")])
-@pytest.mark.parametrize("device", [FLOAT32, BF16], ids=["float32", "bf16"])
-def test_backends_agree_with_float32(backend, device):
+def masks_agree(backend: str, device: Device) -> bool:
+    """Whether a backend's masks of batches of three sizes are those of the model in float32."""
     model = trained("unet")
     with torch.inference_mode():
         expected = [model(some) for some in (photos(3), photos(2), photos(2, (96, 64)))]
         prepared = prepare_model(model, device, backend)
         found = [prepared(some) for some in (photos(3), photos(2), photos(2, (96, 64)))]
-    for logits, right in zip(found, expected, strict=True):
-        assert logits.dtype == torch.float32
-        assert logits.shape == right.shape
-        assert mask_dice(logits, right) > MASK_DICE[device.precision]
+    assert [(logits.dtype, logits.shape) for logits in found] == [(torch.float32, logits.shape) for logits in expected]
+    dice = [mask_dice(logits, right) for logits, right in zip(found, expected, strict=True)]
+    return min(dice) > MASK_DICE[device.precision]
+
+
+@pytest.mark.parametrize("backend", ["torch", "compile"])
+@pytest.mark.parametrize("device", [FLOAT32, BF16], ids=["float32", "bf16"])
+def test_backends_agree_with_float32(backend, device):
+    assert masks_agree(backend, device)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvino_agrees_with_float32():
+    """In a process of its own, as users have it: on AMX hardware later signals have crashed a process that went on."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        assert other.submit(masks_agree, "openvino", FLOAT32).result()
+        assert other.submit(masks_agree, "openvino", BF16).result()
 
 
 def test_a_model_may_be_prepared_twice():

@@ -62,7 +62,8 @@ class OpenVino:
 
     def __init__(self, model: Segmenter, precision: str):
         self.openvino, self.model = import_openvino(), model
-        self.options = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+        able = "BF16" in self.openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.options = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" and able else "f32"}
         self.compiled = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
