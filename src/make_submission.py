@@ -24,6 +24,7 @@ from carvana.choice import Choice, read_ensemble
 from carvana.command import (
     INPUT,
     RUNS,
+    STOPPED,
     BackendOption,
     BatchOption,
     CarsOption,
@@ -46,7 +47,6 @@ from carvana.shards import parse_shard
 from carvana.submission import check_suffix, read_sample
 from carvana.tta import parse_views
 
-STOPPED = 3  # exit status: --hours are over, and the file is not there yet
 HALF = 0.5  # a threshold good enough to estimate with
 SESSION = 11.5  # hours; Kaggle ends a session after 12
 ESTIMATE_BATCHES, ESTIMATE_SECONDS = 64, 30.0

@@ -13,6 +13,7 @@ from carvana.command import (
     FOLDS,
     INPUT,
     RUNS,
+    STOPPED,
     CarsOption,
     FoldsOption,
     InputOption,
@@ -44,7 +45,9 @@ def main(
     name: Annotated[str | None, typer.Option(help="Name of the run, if not the experiment's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue unfinished runs, skip finished ones.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace runs of the same name.")] = False,
-    hours: Annotated[float, typer.Option(min=0, help="Stop cleanly, ready to resume, before this time.")] = 0,
+    hours: Annotated[
+        float, typer.Option(min=0, help="Stop before so many hours are over, with exit status 3; --resume continues.")
+    ] = 0,
     rehearse: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would cost, in memory and time, and train nothing.")
     ] = False,
@@ -73,9 +76,12 @@ def main(
     process.wait_for_everyone()
     for one in chosen:
         say(f"fold {one.number}: training on {len(one.train.cars)} cars, validating on {len(one.val.cars)}")
-        if not train_fold(config, one, resume, overwrite, deadline):
+        finished = train_fold(config, one, resume, overwrite, deadline)
+        if not finished:
             break
     process.destroy_process_group()
+    if not finished:
+        raise typer.Exit(STOPPED)
 
 
 def parse_folds(text: str, folds) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from carvana.backends import BACKENDS, prepare_model
+from carvana.backends import prepare_model
 from carvana.config import ModelConfig
 from carvana.device import Device
 from carvana.errors import InputError

@@ -15,6 +15,7 @@ from carvana.errors import InputError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # here, as all scripts import this first: no call to PyPI
 
+STOPPED = 3  # exit status: --hours are over, and the same command continues
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPERIMENTS = REPOSITORY / "src" / "experiments"

@@ -66,11 +66,39 @@ def write_oof(
     folder: Path, table: pd.DataFrame, curves: np.ndarray, checkpoints: list[Checkpoint], folds: pd.DataFrame,
     views: list[str],
 ) -> dict:  # fmt: skip
-    """Chooses the threshold, writes `oof.csv` and `oof.json` into `folder`, and returns the latter's content."""
+    """Chooses the threshold and writes what `predict_oof` found into `folder`; returns the content of `oof.json`."""
+    trained = {str(checkpoint.fold): checkpoint.digest for checkpoint in checkpoints}
+    missing = sorted(set(folds["fold"].tolist()) - {checkpoint.fold for checkpoint in checkpoints})
+    facts = {"tta": views, "checkpoints": trained, "folds_missing": missing, "folds_digest": folds_digest(folds)}
+    return _write(folder, table, curves, facts)
+
+
+def merge_oof(parts: Sequence[Path], folder: Path) -> dict:
+    """Joins what several commands found about different folds of an experiment; returns the content of `oof.json`.
+
+    Each of `parts` is a folder with their files. Raises InputError if one lacks a file, or if they are of different
+    views or tables of folds, or if a fold is in two of them.
+    """
+    found = [_read(part) for part in parts]
+    first, trained = found[0][0], {}
+    for part, (facts, _, _) in zip(parts, found, strict=True):
+        for key in ("tta", "folds_digest"):
+            if facts[key] != first[key]:
+                raise InputError(f"{part}: its {key} is {facts[key]}, that of {parts[0]} is {first[key]}")
+        if twice := sorted(trained.keys() & facts["checkpoints"].keys()):
+            raise InputError(f"{part}: fold {', '.join(twice)} is in another part too; leave one of them out")
+        trained |= facts["checkpoints"]
+    table = pd.concat([table for _, table, _ in found], ignore_index=True).drop(columns="dice")
+    curves = np.concatenate([curves for _, _, curves in found])
+    missing = sorted(fold for fold in first["folds_missing"] if str(fold) not in trained)
+    return _write(folder, table, curves, first | {"checkpoints": trained, "folds_missing": missing})
+
+
+def _write(folder: Path, table: pd.DataFrame, curves: np.ndarray, facts: dict) -> dict:
+    """oof.csv: a row a photo; oof_curves.npy: its Dice at each of THRESHOLDS; oof.json: means and where from."""
     mean_curve = curves.mean(axis=0)
     threshold = best_threshold(mean_curve)
     table = table.assign(dice=curves[:, THRESHOLDS.index(threshold)])
-    trained = {checkpoint.fold for checkpoint in checkpoints}
     summary = {
         "experiment": folder.name,
         "dice": float(table["dice"].mean()),
@@ -79,18 +107,32 @@ def write_oof(
         "photos": len(table),
         "cars": int(table["car"].nunique()),
         "folds": {str(fold): float(dice) for fold, dice in table.groupby("fold")["dice"].mean().items()},
-        "folds_missing": sorted(set(folds["fold"].tolist()) - trained),
-        "tta": views,
+        "folds_missing": facts["folds_missing"],
+        "tta": facts["tta"],
         "curve": {f"{t:.2f}": float(dice) for t, dice in zip(THRESHOLDS, mean_curve, strict=True)},
-        "checkpoints": {str(checkpoint.fold): checkpoint.digest for checkpoint in checkpoints},
-        "folds_digest": folds_digest(folds),
+        "checkpoints": dict(sorted(facts["checkpoints"].items())),
+        "folds_digest": facts["folds_digest"],
         "commit": git_commit(),
         "versions": versions(),
     }
+    with replacing(folder / "oof_curves.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, curves.astype(np.float64))
     with replacing(folder / "oof.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6f")
     write_json(folder / "oof.json", summary)
     return summary
+
+
+def _read(folder: Path) -> tuple[dict, pd.DataFrame, np.ndarray]:
+    """oof.json, oof.csv and oof_curves.npy of a folder."""
+    try:
+        summary, table = json.loads((folder / "oof.json").read_text()), pd.read_csv(folder / "oof.csv")
+        curves = np.load(folder / "oof_curves.npy")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: {error}; run src/evaluate.py there") from None
+    if len(table) != len(curves):
+        raise InputError(f"{folder}: oof.csv has {len(table)} photos, oof_curves.npy {len(curves)}; evaluate again")
+    return summary, table, curves
 
 
 def best_threshold(mean_curve: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> float:

@@ -7,6 +7,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+PACKED = Path(__file__).resolve().parents[2] / "COMMIT"  # written by kernels/build.py: its code has no repository
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -32,6 +33,8 @@ def versions() -> dict[str, str]:
 @functools.cache  # src/train.py asks at its start: what is committed while it trains is not what trains
 def git_commit() -> str:
     """The commit of this code, with `-dirty` if tracked files differ from it; `unknown` outside a repository."""
+    if PACKED.is_file():
+        return PACKED.read_text().strip()
     folder = Path(__file__).resolve().parent
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]

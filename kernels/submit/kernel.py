@@ -1,0 +1,43 @@
+# %% [markdown]
+# # Carvana: masks of the test photos
+# All trained folds of the experiments, mirrored views, one pass. On several GPUs each takes a share. A session that ran
+# out of time is continued by another one that has its output attached.
+
+# %% Data and trained folds, from kernels or a dataset
+data = session.find_data()
+experiments, runs = SETTINGS["experiments"], session.scratch / "runs"
+for (experiment, fold), run in session.find_folds(experiments).items():
+    copy_folder(run, runs / experiment / fold)
+    print(f"{experiment}, {fold}: {run}")
+if missing := [name for name in experiments if not (runs / name).exists()]:
+    session.fail(f"no trained fold of {', '.join(missing)} in {session.input}; attach the training kernels' outputs")
+options = ["--input", data, "--runs", runs]
+
+# %% The threshold: out-of-fold tables of several sessions joined
+choice = ["--tta", SETTINGS["tta"]]
+if SETTINGS["threshold"] is not None:
+    choice += ["--threshold", SETTINGS["threshold"]]
+for name in experiments if SETTINGS["threshold"] is None else []:
+    parts = [path.parent for path in session.find_oof(name)]
+    if session.run_script("merge_oof.py", *parts, "--output", runs / name) != 0:
+        session.fail(f"{name}: its out-of-fold tables cannot be joined; kernel.log says why")
+
+# %% Prediction, continuing with the blocks of an earlier session
+number, count = SETTINGS["shard"]
+output = session.working / ("submission.csv.gz" if count == 1 else f"shard-{number}-of-{count}.csv.gz")
+for blocks in session.find_all(f"{output.name}.parts"):
+    copy_folder(blocks, session.working / blocks.name)
+predict = [*experiments, *options, *choice, "--shard", f"{number}/{count}", "--output", output]
+predict += ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
+hours = ["--hours", session.hours_left]
+status = session.run_script("make_submission.py", *predict, *hours, processes=max(session.gpus, 1))
+if status not in (0, STOPPED):
+    session.fault(f"make_submission.py ended with status {status}; kernel.log says why")
+
+# %% A look at some masks
+overlays = session.working / "overlays.jpg"
+if status == 0 and session.run_script("draw_overlays.py", output, "--input", data, "--output", overlays) == 0:
+    session.show(overlays)
+
+# %% Summary
+session.end(finished=status == 0)

@@ -1,0 +1,19 @@
+# %% Settings; the code they are for is packed below, from the commit named here
+SETTINGS = ...
+COMMIT = ...
+DIGEST = ...
+
+# %% The packed code: src/, folds/folds.csv and kernels/runtime.py, made by kernels/build.py
+import base64, hashlib, io, sys, tempfile, zipfile
+from pathlib import Path
+
+PACKED = ...
+data = base64.b85decode(PACKED)
+assert hashlib.sha256(data).hexdigest() == DIGEST, "the packed code was changed: build the kernel anew"
+code = Path(tempfile.mkdtemp(prefix="carvana-")) / "code"
+zipfile.ZipFile(io.BytesIO(data)).extractall(code)
+sys.path.insert(0, str(code / "kernels"))
+
+from runtime import STOPPED, Session, copy_folder
+
+session = Session(SETTINGS, code, COMMIT, DIGEST)
