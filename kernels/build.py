@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -26,8 +26,8 @@ COMPETITION = "carvana-image-masking-challenge"
 LIMIT = 1_000_000  # bytes of a script; Kaggle's server refuses more, its client does not look
 TITLE = (5, 50)  # characters
 SHAPES = {"t4": "NvidiaTeslaT4", "cpu": None}  # "NvidiaTeslaT4" is two of them
+FOLDS = REPOSITORY / "folds" / "folds.csv"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of zip files: the same sources give the same bytes
-CARS = re.compile(r"[\w.-]+")
 
 
 class BuildError(Exception):
@@ -48,7 +48,7 @@ class Kernel:
     sources: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     cars: Path | None = None
-    keywords: tuple[str, ...] = field(default=())
+    folds_file: Path = FOLDS
 
     @property
     def slug(self) -> str:
@@ -91,9 +91,9 @@ def slugify(title: str) -> str:
 def check(kernel: Kernel) -> None:
     """Raises BuildError for what Kaggle would refuse, or take and answer with surprises."""
     if not TITLE[0] <= len(kernel.title) <= TITLE[1]:
-        raise BuildError(f"title {kernel.title!r}: {len(kernel.title)} characters; Kaggle takes {TITLE[0]} to {TITLE[1]}")
+        raise BuildError(f"title {kernel.title!r}: of {len(kernel.title)} characters; Kaggle takes 5 to 50")
     if kernel.slug != kernel.title.replace(" ", "-"):
-        raise BuildError(f"title {kernel.title!r}: Kaggle makes the id {kernel.slug!r} of it; give small letters, digits, -")
+        raise BuildError(f"title {kernel.title!r}: its id would be {kernel.slug!r}; give small letters, digits, blanks")
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{2,}", kernel.owner):
         raise BuildError(f"--owner {kernel.owner!r}: give your Kaggle user name, as in kaggle.com/<name>")
     if kernel.machine not in SHAPES:
@@ -107,7 +107,7 @@ def build(kernel: Kernel, folder: Path, dirty: bool = False) -> Path:
     """Writes the kernel's folder and returns it. Raises BuildError; nothing is written then."""
     check(kernel)
     commit = commit_of(dirty)
-    packed = pack(commit, kernel.cars)
+    packed = pack(commit, kernel.folds_file, kernel.cars)
     code = render(kernel, commit, packed)
     if len(code.encode()) >= LIMIT:
         raise BuildError(f"{kernel.code_file}: {len(code.encode())} bytes; Kaggle takes less than {LIMIT}")
@@ -132,15 +132,17 @@ def commit_of(dirty: bool) -> str:
 
 
 def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def pack(commit: str, cars: Path | None) -> bytes:
-    """A zip of the scripts, the library, the experiments, the folds and runtime.py; the same bytes for the same files."""
+def pack(commit: str, folds_file: Path, cars: Path | None) -> bytes:
+    """A zip of scripts, library, experiments, folds and runtime.py; the same bytes for the same files."""
     files = sorted(path for path in (REPOSITORY / "src").rglob("*") if path.suffix in (".py", ".yaml"))
-    files += [REPOSITORY / "folds" / "folds.csv", HERE / "runtime.py"]
+    files.append(HERE / "runtime.py")
     contents = {file.relative_to(REPOSITORY).as_posix(): file.read_bytes() for file in files}
     contents["COMMIT"] = f"{commit}\n".encode()
+    contents["folds/folds.csv"] = folds_file.read_bytes()
     if cars:
         contents["cars.txt"] = cars.read_bytes()
     buffer = io.BytesIO()
@@ -158,7 +160,8 @@ def render(kernel: Kernel, commit: str, packed: bytes) -> str:
     for name, value in (("SETTINGS", settings), ("COMMIT", commit), ("DIGEST", digest)):
         unpack = unpack.replace(f"{name} = ...", f"{name} = {value!r}")
     unpack = unpack.replace("PACKED = ...", f'PACKED = "{base64.b85encode(packed).decode()}"')
-    cells = [*split_cells(unpack), *split_cells((HERE / kernel.kind / "kernel.py").read_text())]
+    head, *rest = split_cells((HERE / kernel.kind / "kernel.py").read_text())
+    cells = [head, *split_cells(unpack), *rest]
     if not kernel.notebook:
         return "\n\n".join(cells) + "\n"
     return as_notebook(cells)
@@ -252,10 +255,11 @@ TitleOption = Annotated[str | None, typer.Option("--title", help="Title on Kaggl
 MachineOption = Annotated[str, typer.Option("--machine", help=f"One of {', '.join(SHAPES)}; t4 is two T4.")]
 SourceOption = Annotated[list[str], typer.Option("--source", help="owner/slug of a kernel whose output is attached.")]
 DatasetOption = Annotated[list[str], typer.Option("--dataset", help="owner/slug of a dataset to attach.")]
-HoursOption = Annotated[float, typer.Option("--hours", min=0.001, max=12, help="Stop before so many; Kaggle ends at 12.")]
+HoursOption = Annotated[float, typer.Option("--hours", min=0.001, max=12, help="Stop before so many.")]
 InternetOption = Annotated[bool, typer.Option("--internet", help="Encoder weights from timm's hub.")]
 NotebookOption = Annotated[bool, typer.Option("--notebook", help="A notebook to read instead of a script.")]
 CarsOption = Annotated[Path | None, typer.Option("--cars", help="Use only the cars that this file lists.")]
+FoldsFileOption = Annotated[Path, typer.Option("--folds-file", help="Table of folds: car,pixels,fold.")]
 DirtyOption = Annotated[bool, typer.Option("--dirty", help="Pack uncommitted changes; the kernel says so.")]
 TtaOption = Annotated[str, typer.Option("--tta", help="Views beside the photo itself, as in make_submission.py.")]
 FolderOption = Annotated[Path, typer.Option("--output", help="Folder of the kernels' folders.")]
@@ -271,12 +275,15 @@ def build_train(
     together: Annotated[bool, typer.Option("--together", help="Each fold on all GPUs, one after the other.")] = False,
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, title: TitleOption = None, machine: MachineOption = "t4",
     source: SourceOption = (), dataset: DatasetOption = (), internet: InternetOption = False,
-    notebook: NotebookOption = False, cars: CarsOption = None, dirty: DirtyOption = False, output: FolderOption = BUILD,
+    notebook: NotebookOption = False, cars: CarsOption = None, folds_file: FoldsFileOption = FOLDS,
+    dirty: DirtyOption = False, output: FolderOption = BUILD,
 ) -> None:  # fmt: skip
     """Folds of an experiment."""
     settings = train_settings(experiment, parse_folds(folds), list(overrides), tta, hours, together)
     title = title or f"carvana {slugify(experiment)} folds {folds.replace(',', ' ')}"
-    finish(Kernel("train", title, owner, settings, machine, internet, notebook, tuple(source), tuple(dataset), cars), output, dirty)
+    sources = tuple(source), tuple(dataset)
+    kernel = Kernel("train", title, owner, settings, machine, internet, notebook, *sources, cars, folds_file)
+    finish(kernel, output, dirty)
 
 
 @app.command("submit")
@@ -295,7 +302,8 @@ def build_submit(
         raise BuildError(f"--shard {shard}: give i/n with i from 1 to n, such as 1/4")
     settings = submit_settings(experiments, (int(match[1]), int(match[2])), tta, threshold, hours)
     title = title or f"carvana {slugify(experiments[0])} shard {match[1]} of {match[2]}"
-    finish(Kernel("submit", title, owner, settings, machine, False, notebook, tuple(source), tuple(dataset), cars), output, dirty)
+    kernel = Kernel("submit", title, owner, settings, machine, False, notebook, tuple(source), tuple(dataset), cars)
+    finish(kernel, output, dirty)
 
 
 @app.command("merge")

@@ -9,9 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +29,13 @@ class Session:
         self.started = time.monotonic()
         self.settings, self.code = settings, code
         self.input, self.working = ROOT / "input", ROOT / "working"
-        self.status = {"kernel": settings["kernel"], "commit": commit, "digest": digest, "finished": False, "faults": []}
+        self.status = {
+            "kernel": settings["kernel"],
+            "commit": commit,
+            "digest": digest,
+            "finished": False,
+            "faults": [],
+        }
         self.scratch = code.parent / "scratch"
         self.scratch.mkdir(exist_ok=True)
         self.working.mkdir(parents=True, exist_ok=True)
@@ -73,6 +79,10 @@ class Session:
                         found[key] = run
         return found
 
+    def find_oof(self, experiment: str) -> list[Path]:
+        """Folders with out-of-fold results of an experiment."""
+        return [folder for folder, _, files in self._mounted() if folder.name == experiment and "oof.json" in files]
+
     def find_all(self, pattern: str) -> list[Path]:
         """Files and folders of a name in what is mounted; of several with the same name the last by path."""
         paths = {}
@@ -80,9 +90,11 @@ class Session:
             paths |= {name: folder / name for name in (*folders, *files) if Path(name).match(pattern)}
         return sorted(paths.values())
 
-    def run_script(self, script: str, *arguments: object, gpu: int | None = None, processes: int = 1) -> int:
-        """Runs a script of `src/`, every line of it shown and logged; its exit status."""
-        label = f"{script} gpu{gpu}" if gpu is not None else script
+    def run_script(
+        self, script: str, *arguments: object, label: str = "", gpu: int | None = None, processes: int = 1
+    ) -> int:
+        """Runs a script of `src/`, every line of it shown and logged after the label; its exit status."""
+        label = label or script
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": str(gpu)} if gpu is not None else {})
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [sys.executable, *(torchrun if processes > 1 else []), self.code / "src" / script, *arguments]
@@ -92,28 +104,20 @@ class Session:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         log = self.working / "kernel.log"
-        for line in process.stdout:
+        for line in filter(str.strip, process.stdout):
             print(f"[{label}] {line}", end="", flush=True)
             with suppress(OSError), log.open("a") as file:  # a full disk does not end what still runs
                 file.write(f"[{label}] {line}")
         return process.wait()
 
-    def run_side_by_side(self, jobs: list[tuple[str, list]], slots: int) -> list[int]:
-        """Runs a script for each (script, arguments), `slots` at once, each with a GPU of its own; exit statuses."""
-        left, statuses = list(enumerate(jobs)), [1] * len(jobs)
-
-        def work(slot: int) -> None:
-            while left:
-                with suppress(IndexError):
-                    number, (script, arguments) = left.pop(0)
-                    statuses[number] = self.run_script(script, *arguments, gpu=slot % self.gpus if self.gpus else None)
-
-        threads = [threading.Thread(target=work, args=(slot,)) for slot in range(slots)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return statuses
+    def run_side_by_side(self, script: str, jobs: dict[str, list]) -> list[int]:
+        """Runs a script with the arguments of each label, all at once, each on a GPU of its own; exit statuses."""
+        with ThreadPoolExecutor(len(jobs)) as threads:
+            running = [
+                threads.submit(self.run_script, script, *job, label=label, gpu=slot % self.gpus if self.gpus else None)
+                for slot, (label, job) in enumerate(jobs.items())
+            ]
+            return [one.result() for one in running]
 
     def fault(self, message: str) -> None:
         """Notes what went wrong; the kernel goes on with the rest and ends with a non-zero status."""

@@ -4,7 +4,12 @@ COMMIT = ...
 DIGEST = ...
 
 # %% The packed code: src/, folds/folds.csv and kernels/runtime.py, made by kernels/build.py
-import base64, hashlib, io, sys, tempfile, zipfile
+import base64
+import hashlib
+import io
+import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 PACKED = ...

@@ -51,6 +51,9 @@ def main(
     rehearse: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would cost, in memory and time, and train nothing.")
     ] = False,
+    untimed: Annotated[
+        bool, typer.Option("--no-timing", help="With --dry-run: run no step, only compute; hours are for a T4.")
+    ] = False,
 ) -> None:
     deadline = time.monotonic() + 3600 * hours if hours else float("inf")
     process = process_state()
@@ -61,7 +64,7 @@ def main(
         raise InputError("--resume and --overwrite: choose one")
     folds = read_folds(folds_file)
     if rehearse:
-        for line in dry_run(config, count_photos(input_root, folds, cars), parse_folds(fold, folds)):
+        for line in dry_run(config, count_photos(input_root, folds, cars), parse_folds(fold, folds), not untimed):
             if process.is_main_process:
                 print(line, flush=True)
         return

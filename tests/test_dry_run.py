@@ -3,7 +3,7 @@ import pytest
 from conftest import run_script
 
 from carvana import dry_run as dry_run_module
-from carvana.dry_run import Pace, count_photos, describe, dry_run, explain, measure, stage_seconds
+from carvana.dry_run import Pace, count_photos, describe, dry_run, explain, measure, stage_seconds, t4_seconds
 from carvana.errors import InputError
 from carvana.footprint import GIB, Footprint
 
@@ -57,7 +57,7 @@ def test_lack_of_memory_is_told(tiny, monkeypatch):
     monkeypatch.setattr(dry_run_module, "room", lambda: 1000)
     assert measure(footprint) is None
     lines = list(dry_run(stage, {0: 32, 1: 32}, [0]))
-    assert "not measured" in lines[-1]
+    assert "not measured: even one photo needs more" in lines[-2]
 
 
 def test_all_stages_are_told_and_summed(tiny, monkeypatch):
@@ -70,6 +70,17 @@ def test_all_stages_are_told_and_summed(tiny, monkeypatch):
     assert lines[-1].startswith("in all 6.5 hours")
     with pytest.raises(InputError, match="--fold 2: the table has folds 0 to 1"):
         list(dry_run(config, {0: 1, 1: 1}, [2]))
+
+
+def test_hours_on_a_t4_are_computed_without_a_step(tiny, monkeypatch):
+    monkeypatch.setattr(dry_run_module, "measure", None)
+    config = tiny()
+    lines = list(dry_run(config, {0: 10**6, 1: 2 * 10**6}, [0], timed=False))
+    macs = Footprint(config).macs()
+    hours = 2 * 2 * macs * (3 * 2 * 10**6 + 10**6) / dry_run_module.T4_FLOPS / 3600  # 2 epochs
+    assert lines[-1] == f"fold 0 on a T4: {hours:.1f} hours, computed at 12 TFLOP/s, not measured"
+    half = tiny(data={"crop": [16, 48]})
+    assert t4_seconds(half, macs, 0, 1) == 2 * t4_seconds(config, macs, 0, 1)  # of whole photos
 
 
 def test_a_network_too_large_for_the_card_is_told(tiny):

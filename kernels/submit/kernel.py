@@ -18,8 +18,7 @@ choice = ["--tta", SETTINGS["tta"]]
 if SETTINGS["threshold"] is not None:
     choice += ["--threshold", SETTINGS["threshold"]]
 for name in experiments if SETTINGS["threshold"] is None else []:
-    parts = [path.parent for path in session.find_oof(name)]
-    if session.run_script("merge_oof.py", *parts, "--output", runs / name) != 0:
+    if session.run_script("merge_oof.py", *session.find_oof(name), "--output", runs / name) != 0:
         session.fail(f"{name}: its out-of-fold tables cannot be joined; kernel.log says why")
 
 # %% Prediction, continuing with the blocks of an earlier session

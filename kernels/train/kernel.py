@@ -27,20 +27,18 @@ if SETTINGS["together"] and session.gpus > 1:
         for fold in folds
     ]
 else:
-    # The clock of a fold that waits for another one starts later: --hours is what is left when it begins.
-    slots = session.gpus or 2
-    statuses = []
-    for first in range(0, len(folds), slots):
+    statuses, slots = [], session.gpus or 2
+    for first in range(0, len(folds), slots):  # --hours is what is left when a fold's turn comes
         some = folds[first : first + slots]
-        jobs = [("train.py", [*train, "--fold", fold, "--hours", session.hours_left]) for fold in some]
-        statuses += session.run_side_by_side(jobs, slots)
+        jobs = {f"fold {fold}": [*train, "--fold", fold, "--hours", session.hours_left] for fold in some}
+        statuses += session.run_side_by_side("train.py", jobs)
 
 # %% Out-of-fold Dice and the worst photos of the folds that are whole
 finished = [fold for fold, status in zip(folds, statuses, strict=True) if status == 0]
 for fold, status in zip(folds, statuses, strict=True):
     if status not in (0, STOPPED):
         session.fault(f"fold {fold}: train.py ended with status {status}; kernel.log says why")
-if len(finished) == len(folds):
+if finished and STOPPED not in statuses:
     views = ["--tta", SETTINGS["tta"]]
     if session.run_script("evaluate.py", experiment, *options, *views) != 0:
         session.fault("evaluate.py failed")

@@ -24,6 +24,7 @@ from carvana.log import say
 ANGLES = 16  # photos of a car
 PATIENCE = 60.0  # seconds for measuring a stage, beyond its first photos
 STEPS = 3
+T4_FLOPS = 12e12  # a second in fp16: assumed, a fifth of the 65e12 that the card is sold with
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Pace:
     steps: int
 
 
-def dry_run(config: Config, photos: dict[int, int], chosen: list[int]) -> Iterator[str]:
+def dry_run(config: Config, photos: dict[int, int], chosen: list[int], timed: bool = True) -> Iterator[str]:
     """Lines for the reader: each stage's cost, then the hours of each chosen fold.
 
     `photos` holds the number of photos by fold. Nothing is downloaded, read or written. Loading photos is not
-    measured; torch.compile is left out.
+    measured; torch.compile is left out. Unless `timed`, no step is run, and hours are only computed, for a T4.
     """
     if absent := sorted(set(chosen) - photos.keys()):
         raise InputError(f"--fold {absent[0]}: the table has folds 0 to {max(photos)}")
-    hours = dict.fromkeys(chosen, 0.0)
+    hours, computed = (dict.fromkeys(chosen, 0.0) for _ in range(2))
     for number, stage in enumerate(config.stages, start=1):
         footprint, train = Footprint(stage), stage.train
         height, width = footprint.size
@@ -54,6 +55,12 @@ def dry_run(config: Config, photos: dict[int, int], chosen: list[int]) -> Iterat
             f"{train.batch_size} photos a step, {train.micro_batch or train.batch_size} at once"
         )
         yield from describe(footprint)
+        for fold in computed:
+            others = sum(photos.values()) - photos[fold]
+            computed[fold] += t4_seconds(stage, footprint.macs(), others, photos[fold]) / 3600
+        if not timed:
+            hours = {}
+            continue
         pace = measure(footprint)
         if pace is None:
             yield f"  time        not measured: even one photo needs more than the {room() / GIB:.1f} GiB here"
@@ -62,6 +69,8 @@ def dry_run(config: Config, photos: dict[int, int], chosen: list[int]) -> Iterat
         yield f"  time        {pace.step:.2f} s a step ({explain(pace, stage)})"
         for fold in hours:
             hours[fold] += stage_seconds(stage, pace, sum(photos.values()) - photos[fold], photos[fold]) / 3600
+    for fold, total in computed.items():
+        yield f"fold {fold} on a T4: {total:.1f} hours, computed at {T4_FLOPS / 1e12:.0f} TFLOP/s, not measured"
     for fold, total in hours.items():
         trained = sum(photos.values()) - photos[fold]
         yield f"fold {fold}: {trained} photos to train on, {photos[fold]} to validate on: {total:.1f} hours"
@@ -191,6 +200,14 @@ def stage_seconds(stage: Config, pace: Pace, train_photos: int, val_photos: int)
     seen = train_photos + round(train_photos * stage.train.replay)
     steps = math.ceil(seen / (stage.train.batch_size * processes))
     return stage.train.epochs * (steps * pace.step + val_photos / processes * pace.prediction)
+
+
+def t4_seconds(stage: Config, macs: int, train_photos: int, val_photos: int) -> float:
+    """All epochs of a stage with validation on one T4; backward costs twice what forward does."""
+    (height, width), (crop_height, crop_width) = stage.data.size, stage.data.crop or stage.data.size
+    whole = height * width / (crop_height * crop_width)  # validation sees whole photos
+    seen = train_photos * (1 + stage.train.replay)
+    return stage.train.epochs * 2 * macs * (3 * seen + whole * val_photos) / T4_FLOPS
 
 
 def count_photos(input_root: Path, folds: pd.DataFrame, cars_file: Path | None) -> dict[int, int]:

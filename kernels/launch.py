@@ -1,0 +1,418 @@
+"""From a clone to the leaderboard on Kaggle's GPUs: `launch.py plan|weights|push|status|wait|fetch|submit`.
+
+Kaggle's own client does the talking (`pip install -r kernels/requirements.txt`). What was pushed is noted in
+`kernels/build/launch.json`: any command may be interrupted and given again, and nothing is pushed twice.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from build import (
+    BUILD,
+    FOLDS,
+    LIMIT,
+    REPOSITORY,
+    BuildError,
+    CarsOption,
+    DirtyOption,
+    FoldsFileOption,
+    HoursOption,
+    InternetOption,
+    Kernel,
+    OwnerOption,
+    TtaOption,
+    build,
+    encoder_of,
+    parse_folds,
+    run,
+    slugify,
+    submit_settings,
+    train_settings,
+    write_whole,
+)  # fmt: skip
+from client import Brief, Busy, Client
+from ledger import OPEN, Entry, Ledger
+from weights import make_dataset
+
+LEDGER = BUILD / "launch.json"
+AT_ONCE = 2  # GPU sessions of an account
+GPUS = 2  # of a session: a fold each
+ROUNDS = 8  # sessions that continue one another
+QUOTA = 30  # GPU hours a week, by session
+FETCHES = 3
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+push = typer.Typer(no_args_is_help=True)
+app.add_typer(push, name="push", help="Train folds, or predict the test set: push, wait, fetch, until all is here.")
+
+ExperimentOption = Annotated[str, typer.Option("--experiment", help="Name of a file in src/experiments.")]
+NameOption = Annotated[str | None, typer.Option("--name", help="Of this attempt, if another one was begun before.")]
+PollOption = Annotated[float, typer.Option("--poll", min=0, help="Seconds between two looks at Kaggle.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where trained folds are put.")]
+SubmissionsOption = Annotated[Path, typer.Option("--submissions", help="Where the CSV and the table of them are.")]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="As of src/train.py.")]
+FoldsOption = Annotated[str, typer.Option("--folds", help="0-4, 0,2 or 3.")]
+RUNS, SUBMISSIONS = REPOSITORY / "runs", REPOSITORY / "submissions"
+
+
+@app.command()
+def weights(encoder: str, owner: OwnerOption) -> None:
+    """Uploads an encoder's ImageNet weights as a private dataset, once: kernels have no internet."""
+    folder, dataset = make_dataset(encoder, owner, None, BUILD)
+    try:
+        Client().create_dataset(folder)
+    except BuildError as error:
+        if "already in use" not in str(error):
+            raise
+        print(f"{dataset}: is there already")
+        return
+    print(f"{dataset}: created; give it some minutes before the first push")
+
+
+@push.command("train")
+def push_train(
+    experiment: ExperimentOption, owner: OwnerOption, folds: FoldsOption = "0-4", overrides: SetOption = (),
+    tta: TtaOption = "hflip", hours: HoursOption = 11.5, internet: InternetOption = False, cars: CarsOption = None,
+    folds_file: FoldsFileOption = FOLDS, dirty: DirtyOption = False, name: NameOption = None, poll: PollOption = 60,
+    retry: Annotated[bool, typer.Option("--retry", help="Push again what has failed.")] = False,
+    runs: RunsOption = RUNS,
+) -> None:  # fmt: skip
+    """Trains folds, two in a session; their checkpoints come into runs/."""
+    ledger, job, numbers = Ledger(LEDGER), job_name("train", experiment, name), parse_folds(folds)
+    for first in range(0, len(numbers), GPUS):
+        some = numbers[first : first + GPUS]
+        settings = train_settings(experiment, some, list(overrides), tta, hours, together=False)
+        ledger.plan(Entry(job, "folds " + " ".join(map(str, some)), settings, []))
+    encoder = encoder_of(experiment, list(overrides))
+    datasets = (f"{owner}/weights-{slugify(encoder)}",) if encoder and not internet else ()
+    options = {"internet": internet, "datasets": datasets, "cars": cars, "folds_file": folds_file}
+    drive(ledger, job, Driver(owner, "train", options, dirty, poll, retry))
+    collect_runs(ledger, job, experiment, runs)
+
+
+@push.command("submit")
+def push_submit(
+    experiment: ExperimentOption, owner: OwnerOption,
+    shards: Annotated[int, typer.Option(min=1, help="Sessions that share the 100,064 photos.")] = 1,
+    tta: TtaOption = "hflip", hours: HoursOption = 11.5, cars: CarsOption = None, dirty: DirtyOption = False,
+    threshold: Annotated[float | None, typer.Option(help="By default that of the out-of-fold tables.")] = None,
+    name: NameOption = None, poll: PollOption = 60,
+    retry: Annotated[bool, typer.Option("--retry", help="Push again what has failed.")] = False,
+    submissions: SubmissionsOption = SUBMISSIONS,
+) -> None:  # fmt: skip
+    """Predicts the test set with what `push train` has trained; the checked CSV comes into submissions/."""
+    ledger, job = Ledger(LEDGER), job_name("submit", experiment, name)
+    trained = ledger.last_rounds(job_name("train", experiment, name))
+    if not trained or any(entry.state != "done" for entry in trained):
+        raise BuildError(f"{experiment}: not all of its folds are trained; give `push train` again until they are")
+    sources = [entry.kernel for entry in trained]
+    for number in range(1, shards + 1):
+        settings = submit_settings([experiment], (number, shards), tta, threshold, hours)
+        ledger.plan(Entry(job, f"shard {number} of {shards}", settings, sources))
+    drive(ledger, job, Driver(owner, "submit", {"cars": cars}, dirty, poll, retry))
+    last = ledger.last_rounds(job)
+    if shards > 1:
+        merging = job_name("merge", experiment, name)
+        ledger.plan(Entry(merging, f"{shards} shards", {"hours": 1.0}, [entry.kernel for entry in last]))
+        drive(ledger, merging, Driver(owner, "merge", {"cars": cars, "machine": "cpu"}, dirty, poll, retry))
+        last = ledger.last_rounds(merging)
+    target = submissions / f"{name or experiment}.csv.gz"
+    copy_whole(output_of(last[0]) / "submission.csv.gz", target)
+    print(f"{target}: whole and checked; now `launch.py submit --experiment {experiment}`")
+
+
+@app.command()
+def status() -> None:
+    """What was pushed, and how it stands on Kaggle."""
+    ledger, client = Ledger(LEDGER), Client()
+    for entry in ledger.entries:
+        there = client.status(entry.kernel) if entry.state in ("pushing", "running") else ""
+        print(f"{entry.name}: {entry.state} {there.lower()} {entry.kernel}".rstrip())
+        for told in entry.faults:
+            print(f"  {told}")
+    if not ledger.entries:
+        print("nothing was pushed yet")
+
+
+@app.command()
+def wait(poll: PollOption = 60) -> None:
+    """Waits until no session that was pushed runs any more; pushes nothing."""
+    ledger, client = Ledger(LEDGER), Client()
+    while look(ledger.entries, ledger, client):
+        time.sleep(poll)
+    status()
+
+
+@app.command()
+def fetch() -> None:
+    """Downloads the output of every session that has ended, as far as it is not here yet."""
+    ledger, client = Ledger(LEDGER), Client()
+    look(ledger.entries, ledger, client)
+    for entry in ledger.entries:
+        if entry.state == "complete":
+            take(entry, ledger, client)
+        print(f"{entry.name}: {entry.state}" + (f", in {output_of(entry)}" if output_of(entry).is_dir() else ""))
+
+
+@app.command()
+def submit(
+    experiment: ExperimentOption, name: NameOption = None, runs: RunsOption = RUNS,
+    submissions: SubmissionsOption = SUBMISSIONS,
+    again: Annotated[bool, typer.Option("--again", help="Upload a file that was uploaded before.")] = False,
+) -> None:  # fmt: skip
+    """Uploads the CSV with experiment, CV and commit, and notes it in submissions/README.md."""
+    ledger, client, file = Ledger(LEDGER), Client(), submissions / f"{name or experiment}.csv.gz"
+    if not file.is_file():
+        raise BuildError(f"{file}: not there; `launch.py push submit` makes it")
+    row = describe(ledger, job_name("submit", experiment, name), experiment, runs)
+    message = f"{experiment}, folds {row['folds']}, {row['views']}, CV {row['cv']}, commit {row['commit'][:7]}"
+    digest, noted = sha256(file), ledger.content["submissions"]
+    if noted.get(digest) == "pushing" and message in client.submitted():
+        noted[digest] = "submitted"
+    elif noted.get(digest) == "submitted" and not again:
+        raise BuildError(f"{file}: was submitted before; --again does it once more")
+    else:
+        noted[digest] = "pushing"
+        ledger.save()
+        client.submit(file, message)
+        noted[digest] = "submitted"
+    append_row(submissions / "README.md", file, experiment, row)
+    ledger.save()
+    print(f"submitted: {message}")
+
+
+@app.command()
+def plan(
+    experiment: ExperimentOption, folds: FoldsOption = "0-4", overrides: SetOption = (),
+    shards: Annotated[int, typer.Option(min=1)] = 4,
+) -> None:  # fmt: skip
+    """Sessions, hours and quota, before anything is sent."""
+    hours = computed_hours(experiment, parse_folds(folds), list(overrides))
+    total = 0.0
+    for first in range(0, len(hours), GPUS):
+        some = list(hours)[first : first + GPUS]
+        longest = max(hours[fold] for fold in some)
+        total += longest
+        print(f"train folds {' '.join(map(str, some))}: {longest:.1f} h, {-(-longest // 11):.0f} session(s) of two T4")
+    print(f"submit: {shards} session(s) of two T4, then one without GPU; make_submission.py --estimate says how long")
+    print(f"training {total:.1f} of {QUOTA} GPU hours a week, {AT_ONCE} sessions at once")
+    print("hours are computed from multiplications at an assumed 12 TFLOP/s a T4; none was measured on Kaggle")
+
+
+class Driver:
+    """How the sessions of a job are built and pushed."""
+
+    def __init__(self, owner: str, kind: str, options: dict, dirty: bool, poll: float, retry: bool):
+        self.owner, self.kind, self.options, self.dirty = owner, kind, options, dirty
+        self.poll, self.retry, self.client = poll, retry, Client()
+
+    def build(self, entry: Entry) -> tuple[str, Path]:
+        """The kernel's id and folder. Its name ends in a digest of what it does: no other push has it."""
+        asked = json.dumps([entry.settings, entry.sources, entry.part, entry.round, time.time_ns()], sort_keys=True)
+        tail = hashlib.sha256(asked.encode()).hexdigest()[:6]
+        title = f"carvana {slugify(entry.job).replace('-', ' ')[:24].strip()} {slugify(entry.part).replace('-', ' ')}"
+        kernel = Kernel(
+            self.kind, f"{title[:42].strip()} {tail}", self.owner, entry.settings,
+            sources=tuple(entry.sources), **self.options,
+        )  # fmt: skip
+        return kernel.id, build(kernel, BUILD, self.dirty)
+
+
+def drive(ledger: Ledger, job: str, driver: Driver) -> None:
+    """Pushes, waits and fetches until all parts of the job are done. Raises BuildError if one has failed."""
+    if driver.retry:
+        for entry in ledger.last_rounds(job):
+            if entry.state == "failed":
+                entry.state, entry.kernel, entry.faults = "planned", "", []
+    while True:
+        running = look(ledger.entries, ledger, driver.client)
+        for entry in ledger.of(job):
+            if entry.state == "complete":
+                take(entry, ledger, driver.client)
+        for entry in ledger.of(job):
+            if entry.state == "planned" and running < AT_ONCE:
+                running += send(entry, ledger, driver)
+        if not any(entry.state in (*OPEN, "complete") for entry in ledger.of(job)):
+            break
+        time.sleep(driver.poll)
+    failed = [entry for entry in ledger.last_rounds(job) if entry.state == "failed"]
+    if failed:
+        told = "; ".join(f"{entry.name}: {', '.join(entry.faults)}" for entry in failed)
+        raise BuildError(f"{told}. Logs are in {output_of(failed[0])}; --retry pushes it again")
+
+
+def send(entry: Entry, ledger: Ledger, driver: Driver) -> int:
+    """Builds and pushes a session; 1 if it runs now. It is noted before: a cut connection may have carried it."""
+    entry.kernel, folder = driver.build(entry)
+    entry.state = "pushing"
+    ledger.save()
+    try:
+        driver.client.push(folder)
+    except Brief as error:
+        print(f"{entry.name}: {error}; whether it arrived will be seen", file=sys.stderr, flush=True)
+        return 1
+    except (Busy, BuildError) as error:
+        entry.state, entry.kernel = "planned", ""
+        ledger.save()
+        if isinstance(error, BuildError):
+            raise
+        print(f"{entry.name}: Kaggle is busy with other sessions of yours, waiting", flush=True)
+        return AT_ONCE
+    entry.state = "running"
+    ledger.save()
+    size = next(path.stat().st_size for path in folder.glob(f"{folder.name}.*"))
+    print(f"{entry.name}: pushed as {entry.kernel} ({size:,} of {LIMIT:,} bytes)", flush=True)
+    return 1
+
+
+def look(entries: list[Entry], ledger: Ledger, client: Client) -> int:
+    """Asks Kaggle about what was pushed; how many of these still run."""
+    running = 0
+    for entry in entries:
+        if entry.state not in ("pushing", "running"):
+            continue
+        there = client.status(entry.kernel)
+        if entry.state == "pushing" and there == "unknown":
+            entry.state, entry.kernel = "planned", ""  # it never arrived
+        elif there in ("QUEUED", "RUNNING", "NEW_SCRIPT") or there.startswith("CANCEL_REQ"):
+            entry.state = "running"
+            running += 1
+        elif there == "unknown":
+            print(f"{entry.kernel}: Kaggle does not show it (yet); if it was deleted, edit {LEDGER}", flush=True)
+            running += 1
+        else:
+            entry.state = "complete"
+            if there != "COMPLETE":
+                entry.faults = [f"{entry.kernel} ended with {there}"]
+            print(f"{entry.name}: {there.lower()}", flush=True)
+        ledger.save()
+    return running
+
+
+def take(entry: Entry, ledger: Ledger, client: Client) -> None:
+    """Fetches a session's output whole; plans another round if its hours were over."""
+    folder, told = output_of(entry), None
+    for _ in range(FETCHES):
+        client.fetch(entry.kernel, folder)
+        told = read_status(folder)
+        if told and not damaged(folder, told):
+            break
+    if told is None:
+        entry.faults.append("it left no status.json")
+    elif cut := damaged(folder, told):
+        entry.faults.append(f"{cut[0]} does not arrive whole")
+    else:
+        entry.finished = told["finished"]
+        entry.faults += told["faults"]
+    if entry.faults:
+        entry.state = "failed"
+    else:
+        entry.state = "done"
+        if not entry.finished:
+            if entry.round == ROUNDS:
+                raise BuildError(f"{entry.name}: not finished after {ROUNDS} sessions; see {folder}")
+            sources = [*dict.fromkeys([*entry.sources, entry.kernel])]
+            ledger.entries.append(Entry(entry.job, entry.part, entry.settings, sources, round=entry.round + 1))
+    ledger.save()
+
+
+def read_status(folder: Path) -> dict | None:
+    try:
+        return json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def damaged(folder: Path, told: dict) -> list[str]:
+    """Files of the kernel's list that are not here as it wrote them."""
+    return [
+        name for name, digest in told["files"].items()
+        if not (folder / name).is_file() or sha256(folder / name) != digest
+    ]  # fmt: skip
+
+
+def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
+    """Copies trained folds into runs/ and joins their out-of-fold tables."""
+    folders = [output_of(entry) / "runs" / experiment for entry in ledger.last_rounds(job)]
+    for folder in folders:
+        for fold in sorted(folder.glob("fold*")):
+            shutil.copytree(fold, runs / experiment / fold.name, dirs_exist_ok=True)
+    command = [sys.executable, REPOSITORY / "src" / "merge_oof.py", *folders, "--output", runs / experiment]
+    if subprocess.run(list(map(str, command))).returncode != 0:
+        raise BuildError(f"{runs / experiment}: the out-of-fold tables cannot be joined")
+    print(f"{runs / experiment}: {len(list((runs / experiment).glob('fold*')))} folds; now `launch.py push submit`")
+
+
+def describe(ledger: Ledger, job: str, experiment: str, runs: Path) -> dict:
+    """What a submission is: from the sessions that predicted it, and the experiment's out-of-fold table."""
+    entries = ledger.last_rounds(job)
+    try:
+        told = read_status(output_of(entries[0])) if entries else None
+        oof = json.loads((runs / experiment / "oof.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{runs / experiment}: {error}; `launch.py push train` puts it there") from None
+    if not told:
+        raise BuildError(f"{job}: no session of it was fetched; `launch.py push submit` does it")
+    settings = entries[0].settings
+    threshold = oof["threshold"] if settings["threshold"] is None else settings["threshold"]
+    return {
+        "folds": " ".join(oof["folds"]), "views": settings["tta"], "threshold": f"{threshold:g}",
+        "cv": f"{oof['dice']:.5f} of {oof['photos']} photos", "commit": told["commit"],
+    }  # fmt: skip
+
+
+def append_row(table: Path, file: Path, experiment: str, row: dict) -> None:
+    """Adds a row to the table of submissions, once."""
+    command = f"launch.py push submit --experiment {experiment}"
+    cells = (file.name, command, row["views"], row["threshold"], row["cv"], "", "", row["commit"][:12])
+    line = "| " + " | ".join(cells) + " |"
+    lines = table.read_text().splitlines()
+    if line in lines:
+        return
+    last = max(number for number, text in enumerate(lines) if text.startswith("|"))
+    write_whole(table, "\n".join([*lines[: last + 1], line, *lines[last + 1 :]]) + "\n")
+
+
+def computed_hours(experiment: str, folds: list[int], overrides: list[str]) -> dict[int, float]:
+    """Hours of each fold on a T4, as src/train.py computes them."""
+    encoder_of(experiment, overrides)  # says which experiments there are
+    settings = [part for override in overrides for part in ("--set", override)]
+    command = [sys.executable, REPOSITORY / "src" / "train.py", experiment, "--dry-run", "--no-timing", *settings]
+    chosen = ["--fold", ",".join(map(str, folds))]
+    told = subprocess.run([*map(str, command), *chosen], capture_output=True, text=True)
+    if told.returncode != 0:
+        raise BuildError(f"{experiment}: {told.stderr.strip().splitlines()[-1]}")
+    found = re.findall(r"fold (\d+) on a T4: ([\d.]+) hours", told.stdout)
+    return {int(fold): float(hours) for fold, hours in found}
+
+
+def job_name(kind: str, experiment: str, name: str | None) -> str:
+    return f"{kind} {name or experiment}"
+
+
+def output_of(entry: Entry) -> Path:
+    """Where a session's output is fetched to."""
+    return BUILD / "output" / entry.kernel.rpartition("/")[2]
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    run(app)
