@@ -6,10 +6,10 @@ TTA ?= hflip
 DEMO := --input runs/demo/input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint folds train evaluate submission
+.PHONY: help demo test test-kaggle-image lint folds train evaluate submission
 
 help:  ## Lists the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo
 	@echo "  Settings: PYTHON=python3.12 (for a new .venv)  EXPERIMENT=$(EXPERIMENT)  FOLD=$(FOLD)  TTA=$(TTA)"
 
@@ -32,6 +32,9 @@ demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a subm
 
 test: .venv/installed-dev  ## Runs the test suite
 	$(BIN)/python -m pytest
+
+test-kaggle-image: .venv-kaggle/installed  ## Runs the test suite with the library versions of Kaggle's image
+	.venv-kaggle/bin/python -m pytest
 
 lint: .venv/installed-dev  ## Checks style and formatting
 	$(BIN)/ruff check
@@ -60,4 +63,11 @@ submission: .venv/installed  ## Writes submissions/EXPERIMENT.csv.gz for the tes
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.venv-kaggle/installed: kernels/kaggle-image.txt requirements-dev.txt requirements.txt kernels/requirements.txt
+	@$(PYTHON) -m venv .venv-kaggle
+	.venv-kaggle/bin/python -m pip install --quiet --disable-pip-version-check torch==2.10.0 torchvision==0.25.0 || \
+		echo "torch 2.10 cannot be had for this Python: the newest instead"
+	.venv-kaggle/bin/python -m pip install --quiet --disable-pip-version-check -c $< -r requirements-dev.txt
 	@touch $@

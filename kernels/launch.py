@@ -6,6 +6,7 @@ Kaggle's own client does the talking (`pip install -r kernels/requirements.txt`)
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -47,6 +48,7 @@ AT_ONCE = 2  # GPU sessions of an account
 GPUS = 2  # of a session: a fold each
 ROUNDS = 8  # sessions that continue one another
 QUOTA = 30  # GPU hours a week, by session
+SESSION = 11  # hours
 FETCHES = 3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -201,7 +203,8 @@ def plan(
         some = list(hours)[first : first + GPUS]
         longest = max(hours[fold] for fold in some)
         total += longest
-        print(f"train folds {' '.join(map(str, some))}: {longest:.1f} h, {-(-longest // 11):.0f} session(s) of two T4")
+        sessions = max(1, math.ceil(longest / SESSION))
+        print(f"train folds {' '.join(map(str, some))}: {longest:.2f} h, {sessions} session(s) of two T4")
     print(f"submit: {shards} session(s) of two T4, then one without GPU; make_submission.py --estimate says how long")
     print(f"training {total:.1f} of {QUOTA} GPU hours a week, {AT_ONCE} sessions at once")
     print("hours are computed from multiplications at an assumed 12 TFLOP/s a T4; none was measured on Kaggle")

@@ -79,7 +79,9 @@ def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool) -
         raise InputError(f"{folder}: holds a run; continue it with --resume or replace it with --overwrite")
     try:
         before, now = json.loads((folder / "run.json").read_text()), describe_run(config, fold)
-    except (OSError, ValueError) as error:
+        for run in (before, now):  # a run has its weights once begun: the folder they came from may be elsewhere
+            run["config"]["model"].pop("weights", None)
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: has no readable run.json ({error}); start anew with --overwrite") from None
     if changed := differences(before, now):
         raise InputError(f"{folder}: cannot be resumed, it was another run: {'; '.join(changed)}")
