@@ -41,6 +41,7 @@ from build import (
 )  # fmt: skip
 from client import Brief, Busy, Client
 from ledger import OPEN, Entry, Ledger
+from runtime import digest_of
 from weights import make_dataset
 
 LEDGER = BUILD / "launch.json"
@@ -176,7 +177,7 @@ def submit(
         raise BuildError(f"{file}: not there; `launch.py push submit` makes it")
     row = describe(ledger, job_name("submit", experiment, name), experiment, runs)
     message = f"{experiment}, folds {row['folds']}, {row['views']}, CV {row['cv']}, commit {row['commit'][:7]}"
-    digest, noted = sha256(file), ledger.content["submissions"]
+    digest, noted = digest_of(file), ledger.content["submissions"]
     if noted.get(digest) == "pushing" and message in client.submitted():
         noted[digest] = "submitted"
     elif noted.get(digest) == "submitted" and not again:
@@ -338,7 +339,7 @@ def damaged(folder: Path, told: dict) -> list[str]:
     """Files of the kernel's list that are not here as it wrote them."""
     return [
         name for name, digest in told["files"].items()
-        if not (folder / name).is_file() or sha256(folder / name) != digest
+        if not (folder / name).is_file() or digest_of(folder / name) != digest
     ]  # fmt: skip
 
 
@@ -410,11 +411,6 @@ def copy_whole(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.copyfile(source, temporary)
     temporary.replace(target)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

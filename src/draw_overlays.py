@@ -11,7 +11,7 @@ from carvana.command import INPUT, CarsOption, InputOption, run
 from carvana.errors import InputError
 from carvana.images import Photos, open_test
 from carvana.log import progress
-from carvana.pictures import write_picture
+from carvana.pictures import add_caption, write_picture
 from carvana.rle import rle_decode
 from carvana.submission import read_submission
 
@@ -19,7 +19,6 @@ COLOR = np.array([255, 0, 160], np.uint8)  # of no car in the data
 TINT = 0.2
 BRUSH = np.ones((7, 7), np.uint8)  # a contour 6 px wide on the photo, 1.5 px on the sheet
 TILE_WIDTH = 480
-CAPTION_HEIGHT = 24
 PICTURES = (".jpg", ".jpeg", ".png")
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The submission: .csv, .csv.gz or .zip.")]
@@ -89,13 +88,6 @@ def mark(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def shrink(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     return cv2.resize(image, (TILE_WIDTH, round(height * TILE_WIDTH / width)), interpolation=cv2.INTER_AREA)
-
-
-def add_caption(tile: np.ndarray, caption: str) -> np.ndarray:
-    strip = np.zeros((CAPTION_HEIGHT, tile.shape[1], 3), np.uint8)
-    white, thin = (255, 255, 255), 1
-    cv2.putText(strip, caption, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, thin, cv2.LINE_AA)
-    return np.vstack([tile, strip])
 
 
 def arrange(tiles: list[np.ndarray], columns: int) -> np.ndarray:

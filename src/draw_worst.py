@@ -18,12 +18,11 @@ from carvana.errors import InputError
 from carvana.images import Photos, open_train
 from carvana.inference import Member, fold_model, predict_photos
 from carvana.oof import find_checkpoints, load_folds
-from carvana.pictures import write_picture
+from carvana.pictures import add_caption, write_picture
 from carvana.windows import find_cars
 
 RED, BLUE = np.array([255, 30, 30], np.uint8), np.array([30, 80, 255], np.uint8)
 TILE = 480  # pixels; a photo is shrunk to this width, its worst place is a square of this height shown as it is
-CAPTION = 24
 
 
 def main(
@@ -81,21 +80,19 @@ def draw_fold(
 
 
 def draw_tile(image: np.ndarray, prediction: np.ndarray, mask: np.ndarray, caption: str) -> np.ndarray:
-    """The photo with its errors and, beside it, their densest place: uint8 (h + CAPTION, w, 3)."""
+    """The photo with its errors and, beside it, their densest place, above the caption: uint8."""
     marked = image.copy()
     marked[prediction & ~mask], marked[mask & ~prediction] = RED, BLUE
     height = round(image.shape[0] * TILE / image.shape[1])
     small = cv2.resize(marked, (TILE, height), interpolation=cv2.INTER_AREA)
     side = min(height, *image.shape[:2])
     top, left = densest(prediction != mask, side)
-    tile = np.zeros((height + CAPTION, TILE + 2 * height, 3), np.uint8)
-    tile[:height, :TILE] = small
+    tile = np.zeros((height, TILE + 2 * height, 3), np.uint8)
+    tile[:, :TILE] = small
     for place, picture in enumerate((image, marked)):
         start = TILE + place * height
         tile[:side, start : start + side] = picture[top : top + side, left : left + side]
-    white, thin = (255, 255, 255), 1
-    cv2.putText(tile, caption, (6, height + 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, thin, cv2.LINE_AA)
-    return tile
+    return add_caption(tile, caption)
 
 
 def densest(wrong: np.ndarray, side: int) -> tuple[int, int]:

@@ -42,9 +42,9 @@ def settings_of(request: dict) -> dict:
 
 
 def write_status(folder: Path, finished: bool = True, faults: tuple[str, ...] = ()) -> None:
-    import launch
+    from runtime import digest_of
 
-    files = {p.relative_to(folder).as_posix(): launch.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {p.relative_to(folder).as_posix(): digest_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     told = {"finished": finished, "faults": list(faults), "files": files, "commit": "c0ffee" * 6}
     (folder / "status.json").write_text(json.dumps(told))
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +14,15 @@ from carvana.images import open_train
 from carvana.inference import Member, fold_model, predict_photos
 from carvana.metrics import THRESHOLDS, dice
 from carvana.models import build_model
-from carvana.oof import best_threshold, choose_threshold, find_checkpoints, load_folds, predict_oof, write_oof
+from carvana.oof import (
+    best_threshold,
+    choose_threshold,
+    find_checkpoints,
+    load_folds,
+    merge_oof,
+    predict_oof,
+    write_oof,
+)
 
 CPU = Device(torch.device("cpu"))
 VIEWS = ["identity", "hflip"]
@@ -103,3 +112,27 @@ def test_members_of_different_sizes_mix_in_one_pass(run, tiny):
     ]
     for mixed, first, second in zip(*maps, strict=True):
         assert torch.allclose(mixed, (first + 3 * second) / 4, atol=1e-6)
+
+
+def test_folds_evaluated_apart_are_joined_to_what_one_command_gives(run, tmp_path):
+    runs, photos, folds = run
+    checkpoints = load_folds(find_checkpoints(runs, "tiny"), folds_digest(folds))
+    found = [predict_oof([one], photos, folds, VIEWS, CPU, num_workers=0) for one in checkpoints]
+    table, curves = pd.concat([one for one, _ in found], ignore_index=True), np.concatenate([c for _, c in found])
+    whole = write_oof(tmp_path / "whole" / "tiny", table, curves, checkpoints, folds, VIEWS)
+    parts = [tmp_path / name / "tiny" for name in ("one", "two")]
+    for part, checkpoint, (some, their) in zip(parts, checkpoints, found, strict=True):
+        write_oof(part, some, their, [checkpoint], folds, VIEWS)
+    assert merge_oof(parts, tmp_path / "joined" / "tiny") == whole
+    for name in ("oof.csv", "oof.json", "oof_curves.npy"):
+        joined, expected = (tmp_path / folder / "tiny" / name for folder in ("joined", "whole"))
+        assert joined.read_bytes() == expected.read_bytes()
+
+    with pytest.raises(InputError, match="fold 0 is in another part too"):
+        merge_oof([parts[0], parts[0]], tmp_path / "joined" / "tiny")
+    write_oof(parts[1], *found[1], [checkpoints[1]], folds, ["identity"])
+    with pytest.raises(InputError, match="its tta is"):
+        merge_oof(parts, tmp_path / "joined" / "tiny")
+    (parts[1] / "oof_curves.npy").unlink()
+    with pytest.raises(InputError, match=r"oof_curves\.npy.*run src/evaluate.py there"):
+        merge_oof(parts, tmp_path / "joined" / "tiny")

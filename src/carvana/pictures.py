@@ -8,6 +8,16 @@ import numpy as np
 from carvana.errors import InputError
 from carvana.log import replacing
 
+CAPTION_HEIGHT = 24
+
+
+def add_caption(tile: np.ndarray, caption: str) -> np.ndarray:
+    """The picture (h, w, 3) above a line of white text on black: (h + CAPTION_HEIGHT, w, 3)."""
+    strip = np.zeros((CAPTION_HEIGHT, tile.shape[1], 3), np.uint8)
+    white, thin = (255, 255, 255), 1
+    cv2.putText(strip, caption, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, thin, cv2.LINE_AA)
+    return np.vstack([tile, strip])
+
 
 def write_picture(path: Path, image: np.ndarray) -> None:
     """Writes uint8 (h, w), (h, w, 3) RGB or (h, w, 4) RGBA in the format of the file's ending.
