@@ -129,11 +129,15 @@ class KaggleStub:
             def do_PUT(self):
                 length = int(self.headers.get("Content-Length", 0))
                 stub.calls.append("PUT")
-                if stub.faults.get("PUT", []):
-                    stub.faults["PUT"].pop(0)
+                fault = stub.faults.get("PUT", [None])
+                fault = fault.pop(0) if fault else None
+                if fault == "cut":  # in the middle
                     self.rfile.read(min(length, 10))
                     return self.connection.close()
-                stub.uploads.append(self.rfile.read(length))
+                content = self.rfile.read(length)
+                if fault:
+                    return self.answer({}, fault)
+                stub.uploads.append(content)
                 return self.answer({})
 
             def answer(self, content: dict, status: int = 200):

@@ -14,6 +14,7 @@ import draw_overlays
 import score_submission
 from carvana.errors import InputError
 from carvana.images import open_test
+from carvana.pictures import CAPTION_HEIGHT
 from carvana.rle import rle_encode
 from carvana.submission import write_submission
 
@@ -130,7 +131,7 @@ class TestOverlays:
         done = run_script("draw_overlays", perfect, "--input", root, "--output", tmp_path / "new", "--columns", 3)
         assert done.returncode == 0, done.stderr
         sheet = cv2.imread(str(tmp_path / "new" / "overlays.jpg"))
-        assert sheet.shape == (3 * (320 + draw_overlays.CAPTION_HEIGHT), 3 * 480, 3)
+        assert sheet.shape == (3 * (320 + CAPTION_HEIGHT), 3 * 480, 3)
 
     def test_contour_and_tint_are_where_the_mask_is(self):
         image, mask = np.full((*SIZE, 3), 128, np.uint8), mask_of(NAMES[0])

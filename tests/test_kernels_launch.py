@@ -208,16 +208,19 @@ def test_other_settings_under_the_same_name_are_refused(kaggle, tmp_path):
         push_train(tmp_path, folds="0", tta="none")
 
 
-def test_an_upload_that_breaks_off_is_no_submission(kaggle, tmp_path):
+def test_an_upload_that_breaks_off_goes_on_or_is_no_submission(kaggle, tmp_path):
     from build import BuildError
     from client import Client
 
     file = tmp_path / "x.csv"
     file.write_text("img,rle_mask\n" * 100)
-    kaggle.faults = {"PUT": [1] * 20}
-    with pytest.raises(BuildError):
+    kaggle.faults = {"PUT": [400]}  # the client says so and ends with status 0
+    with pytest.raises(BuildError, match=r"x\.csv: not submitted"):
         Client(pauses=()).submit(file, "x")
     assert kaggle.submissions == []
+    kaggle.faults = {"PUT": ["cut"]}
+    Client(pauses=()).submit(file, "x")
+    assert kaggle.uploads == [file.read_bytes()]
 
 
 def test_a_dataset_of_weights_is_made_once(kaggle, tmp_path, capsys):
