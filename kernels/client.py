@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from build import COMPETITION, BuildError
+from packing import COMPETITION, BuildError
 
 BUSY = re.compile(r"maximum .*(batch|gpu|session)", re.IGNORECASE)
 BRIEF = re.compile(

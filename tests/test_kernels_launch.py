@@ -22,14 +22,14 @@ def kaggle(monkeypatch, tmp_path):
     monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
     for name, value in stub.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
-    import build
     import client
     import launch
+    import sessions
 
     monkeypatch.setattr(launch, "LEDGER", tmp_path / "launch.json")
-    for module in (launch, build):
+    for module in (launch, sessions):
         monkeypatch.setattr(module, "BUILD", tmp_path / "build")
-    monkeypatch.setattr(launch, "Client", lambda: client.Client(pauses=(0.01, 0.01)))
+        monkeypatch.setattr(module, "Client", lambda: client.Client(pauses=(0.01, 0.01)))
     stub.on_push = lambda request: finish_training(stub, request, tmp_path / "kaggle")
     yield stub
     stub.close()
@@ -158,7 +158,7 @@ def test_a_busy_kaggle_is_waited_for(kaggle, tmp_path, capsys):
     [("refuse", "not pushed: .*Your notebook was refused"), (403, "accept the competition's rules")],
 )
 def test_a_refused_push_is_an_error_and_may_be_repeated(kaggle, tmp_path, fault, message):
-    from build import BuildError
+    from packing import BuildError
 
     kaggle.faults = {"SaveKernel": [fault]}
     with pytest.raises(BuildError, match=message):
@@ -186,7 +186,7 @@ def test_hours_that_are_over_are_continued_by_another_session(kaggle, tmp_path):
 
 
 def test_a_failed_session_is_told_and_pushed_again_on_demand(kaggle, tmp_path):
-    from build import BuildError
+    from packing import BuildError
 
     def fail(request):
         kaggle.statuses[request["slug"].rpartition("/")[2]] = ["ERROR"]
@@ -201,7 +201,7 @@ def test_a_failed_session_is_told_and_pushed_again_on_demand(kaggle, tmp_path):
 
 
 def test_other_settings_under_the_same_name_are_refused(kaggle, tmp_path):
-    from build import BuildError
+    from packing import BuildError
 
     push_train(tmp_path, folds="0")
     with pytest.raises(BuildError, match="begun with other settings"):
@@ -209,8 +209,8 @@ def test_other_settings_under_the_same_name_are_refused(kaggle, tmp_path):
 
 
 def test_an_upload_that_breaks_off_goes_on_or_is_no_submission(kaggle, tmp_path):
-    from build import BuildError
     from client import Client
+    from packing import BuildError
 
     file = tmp_path / "x.csv"
     file.write_text("img,rle_mask\n" * 100)

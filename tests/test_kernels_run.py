@@ -50,7 +50,7 @@ class Kaggle:
 
     def run(self, kernel, prefix: tuple[str, ...] = (), check: bool = True) -> subprocess.CompletedProcess:
         """Builds a kernel and runs it; a notebook's cells one after the other."""
-        from build import build
+        from packing import build
 
         script = build(kernel, self.root / "built", dirty=True) / kernel.code_file
         if kernel.notebook:
@@ -73,14 +73,14 @@ class Kaggle:
 
 
 def train_kernel(demo: Path, *overrides: str, hours: float = 1, folds=(0, 1)):
-    from build import Kernel, train_settings
+    from packing import Kernel, train_settings
 
     settings = train_settings("demo", list(folds), [*SMALL, *overrides], "none", hours, False)
     return Kernel("train", "carvana demo", "alice", settings, folds_file=demo / "folds.csv")
 
 
 def submit_kernel(shard: tuple[int, int] = (1, 1), **options):
-    from build import Kernel, submit_settings
+    from packing import Kernel, submit_settings
 
     return Kernel("submit", "carvana submit", "alice", submit_settings(["demo"], shard, "none", None, 1), **options)
 
@@ -140,7 +140,7 @@ def test_training_leaves_folds_tables_and_pictures(trained):
 
 def test_shards_joined_are_the_whole(trained, zips, demo, tmp_path):
     """The whole from a script; the second shard from a notebook; all at the nested mount."""
-    from build import Kernel
+    from packing import Kernel
 
     rows = {}
     for name, kernel in {
