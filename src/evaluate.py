@@ -42,14 +42,16 @@ def main(
     for experiment, paths in checkpoints.items():
         folder = runs / experiment
         loaded = load_folds(paths, folds_digest(folds))
-        table, curves = predict_oof(loaded, photos, folds, views, device, batch_size, num_workers, backend)
-        report(write_oof(folder, table, curves, loaded, folds, views))
+        found = predict_oof(loaded, photos, folds, views, device, batch_size, num_workers, backend)
+        report(write_oof(folder, found, loaded, folds, views))
         print(f"  written: {folder / 'oof.csv'}, {folder / 'oof.json'}")
 
 
 def report(oof: dict) -> None:
     print(f"{oof['experiment']}: out-of-fold Dice {oof['dice']:.5f} per image at photo size")
+    low, high = oof["interval"]
     print(f"  {oof['photos']} photos of {oof['cars']} cars, views {' + '.join(oof['tta'])}")
+    print(f"  95 % of cars drawn anew: {low:.5f} to {high:.5f}")
     for fold, dice in oof["folds"].items():
         print(f"  fold {fold}: {dice:.5f}")
     if oof["folds_missing"]:

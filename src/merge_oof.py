@@ -13,7 +13,7 @@ from carvana.oof import merge_oof
 
 
 def main(
-    parts: Annotated[list[Path], typer.Argument(help="Folders with oof.json, oof.csv and oof_curves.npy.")],
+    parts: Annotated[list[Path], typer.Argument(help="Folders of an experiment, each evaluated there.")],
     output: Annotated[Path, typer.Option(help="The experiment's folder, where the joined ones are written.")],
 ) -> None:
     oof = merge_oof(parts, output)

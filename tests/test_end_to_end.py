@@ -92,14 +92,14 @@ def test_backends_give_the_dice_of_float32(workplace, demo, tmp_path, backend):
         pytest.importorskip("openvino")
     shutil.copytree(root / "runs", tmp_path / "runs")
     checkpoints = sorted((tmp_path / "runs" / "tiny").glob("fold*/best.safetensors"))
-    _, curves = predict_oof(
+    found = predict_oof(
         [load_checkpoint(path) for path in checkpoints], open_train(demo / "input"), read_folds(demo / "folds.csv"),
         ["identity"], Device(torch.device("cpu")), num_workers=1,
     )  # fmt: skip
     options = ["--input", demo / "input", "--runs", tmp_path / "runs", "--folds", demo / "folds.csv"]
     run_script("evaluate.py", "tiny", "--tta", "none", "--backend", backend, *options)
     oof = json.loads((tmp_path / "runs" / "tiny" / "oof.json").read_text())
-    assert oof["dice"] == pytest.approx(curves.mean(0).max(), abs=5e-4)
+    assert oof["dice"] == pytest.approx(found.curves.mean(0).max(), abs=5e-4)
 
 
 def test_cars_are_cut_out_of_any_photos(workplace, demo, tmp_path):

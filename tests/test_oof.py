@@ -2,7 +2,6 @@ import dataclasses
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -15,14 +14,17 @@ from carvana.inference import Member, fold_model, predict_photos
 from carvana.metrics import THRESHOLDS, dice
 from carvana.models import build_model
 from carvana.oof import (
+    HALF,
     best_threshold,
     choose_threshold,
     find_checkpoints,
     load_folds,
     merge_oof,
     predict_oof,
+    read_oof,
     write_oof,
 )
+from carvana.rle import rle_decode
 
 CPU = Device(torch.device("cpu"))
 VIEWS = ["identity", "hflip"]
@@ -42,7 +44,8 @@ def run(demo, tiny, tmp_path):
 def test_each_photo_is_scored_by_the_fold_that_did_not_see_its_car(run):
     runs, photos, folds = run
     checkpoints = load_folds(find_checkpoints(runs, "tiny"), folds_digest(folds))
-    table, curves = predict_oof(checkpoints, photos, folds, VIEWS, CPU, num_workers=0)
+    found = predict_oof(checkpoints, photos, folds, VIEWS, CPU, num_workers=0)
+    table, curves = found.table, found.curves
     assert sorted(table["image_id"]) == photos.image_ids
     fold_of = dict(zip(folds["car"], folds["fold"], strict=True))
     assert all(fold_of[row.car] == row.fold for row in table.itertuples())
@@ -53,18 +56,25 @@ def test_each_photo_is_scored_by_the_fold_that_did_not_see_its_car(run):
     assert prediction.probs.shape == photos.mask(row.image_id).shape
     expected = dice(prediction.probs >= 0.37, prediction.mask)
     assert curves[-1, THRESHOLDS.index(0.37)] == pytest.approx(expected, abs=1e-3)
+    kept = rle_decode(found.masks[-1], prediction.mask.shape)
+    assert dice(torch.from_numpy(kept), prediction.probs >= HALF) > 0.999
 
 
 def test_summary_and_table_agree(run):
     runs, photos, folds = run
     checkpoints = load_folds(find_checkpoints(runs, "tiny")[:1], folds_digest(folds))
-    table, curves = predict_oof(checkpoints, photos, folds, VIEWS, CPU, num_workers=0)
-    summary = write_oof(runs / "tiny", table, curves, checkpoints, folds, VIEWS)
+    found = predict_oof(checkpoints, photos, folds, VIEWS, CPU, num_workers=0)
+    summary = write_oof(runs / "tiny", found, checkpoints, folds, VIEWS)
     assert summary == json.loads((runs / "tiny" / "oof.json").read_text())
     assert (summary["photos"], summary["cars"], summary["folds_missing"]) == (32, 2, [1])
     rows = [line.split(",") for line in (runs / "tiny" / "oof.csv").read_text().splitlines()]
     assert rows[0] == ["image_id", "car", "angle", "fold", "dice"]
     assert np.mean([float(row[4]) for row in rows[1:]]) == pytest.approx(summary["dice"], abs=1e-6)
+    low, high = summary["interval"]
+    assert low <= summary["dice"] <= high
+    facts, read = read_oof(runs / "tiny")
+    assert facts == summary
+    assert read.masks == found.masks
     assert summary["curve"][f"{summary['threshold']:.2f}"] == pytest.approx(summary["dice"])
 
 
@@ -87,8 +97,8 @@ def test_threshold_of_a_submission_comes_from_its_own_checkpoints(run):
     used = load_folds(find_checkpoints(runs, "tiny"), folds_digest(folds))
     with pytest.raises(InputError, match=r"oof\.json: missing.*src/evaluate\.py tiny, or give --threshold"):
         choose_threshold(runs, {"tiny": used}, VIEWS)
-    table, curves = predict_oof(used, photos, folds, VIEWS, CPU, num_workers=0)
-    summary = write_oof(runs / "tiny", table, curves, used, folds, VIEWS)
+    found = predict_oof(used, photos, folds, VIEWS, CPU, num_workers=0)
+    summary = write_oof(runs / "tiny", found, used, folds, VIEWS)
     assert choose_threshold(runs, {"tiny": used}, VIEWS) == summary["threshold"]
     with pytest.raises(InputError, match="of other checkpoints"):
         choose_threshold(runs, {"tiny": [dataclasses.replace(used[0], digest="other"), used[1]]}, VIEWS)
@@ -118,21 +128,21 @@ def test_folds_evaluated_apart_are_joined_to_what_one_command_gives(run, tmp_pat
     runs, photos, folds = run
     checkpoints = load_folds(find_checkpoints(runs, "tiny"), folds_digest(folds))
     found = [predict_oof([one], photos, folds, VIEWS, CPU, num_workers=0) for one in checkpoints]
-    table, curves = pd.concat([one for one, _ in found], ignore_index=True), np.concatenate([c for _, c in found])
-    whole = write_oof(tmp_path / "whole" / "tiny", table, curves, checkpoints, folds, VIEWS)
+    together = predict_oof(checkpoints, photos, folds, VIEWS, CPU, num_workers=0)
+    whole = write_oof(tmp_path / "whole" / "tiny", together, checkpoints, folds, VIEWS)
     parts = [tmp_path / name / "tiny" for name in ("one", "two")]
-    for part, checkpoint, (some, their) in zip(parts, checkpoints, found, strict=True):
-        write_oof(part, some, their, [checkpoint], folds, VIEWS)
+    for part, checkpoint, some in zip(parts, checkpoints, found, strict=True):
+        write_oof(part, some, [checkpoint], folds, VIEWS)
     assert merge_oof(parts, tmp_path / "joined" / "tiny") == whole
-    for name in ("oof.csv", "oof.json", "oof_curves.npy"):
+    for name in ("oof.csv", "oof.json", "oof_curves.npy", "oof_masks.csv.gz"):
         joined, expected = (tmp_path / folder / "tiny" / name for folder in ("joined", "whole"))
         assert joined.read_bytes() == expected.read_bytes()
 
     with pytest.raises(InputError, match="fold 0 is in another part too"):
         merge_oof([parts[0], parts[0]], tmp_path / "joined" / "tiny")
-    write_oof(parts[1], *found[1], [checkpoints[1]], folds, ["identity"])
+    write_oof(parts[1], found[1], [checkpoints[1]], folds, ["identity"])
     with pytest.raises(InputError, match="its tta is"):
         merge_oof(parts, tmp_path / "joined" / "tiny")
     (parts[1] / "oof_curves.npy").unlink()
-    with pytest.raises(InputError, match=r"oof_curves\.npy.*run src/evaluate.py there"):
+    with pytest.raises(InputError, match=r"oof_curves\.npy.*run src/evaluate.py tiny first"):
         merge_oof(parts, tmp_path / "joined" / "tiny")

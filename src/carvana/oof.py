@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,23 @@ from carvana.folds import check_folds, folds_digest
 from carvana.images import Photos, angle_of, car_of
 from carvana.inference import Member, fold_model, predict_photos
 from carvana.log import replacing, say, write_json
-from carvana.metrics import THRESHOLDS, dice_curve
+from carvana.metrics import THRESHOLDS, bootstrap_interval, dice_curve
 from carvana.provenance import git_commit, versions
+from carvana.rle import rle_encode
+from carvana.submission import read_submission, write_submission
 from carvana.windows import find_cars
 
+HALF = 0.5  # the masks that are kept to be looked at are cut there: the best threshold is known only after all photos
 FLAT = 1e-5  # thresholds whose Dice differs by less are equally good; the one nearest 0.5 is taken
+
+
+@dataclass(frozen=True)
+class Found:
+    """What out-of-fold prediction leaves of each photo; the maps themselves are not kept."""
+
+    table: pd.DataFrame  # a row a photo: image_id, car, angle, fold
+    curves: np.ndarray  # (photos, 99) float64: its Dice at each of THRESHOLDS
+    masks: list[str]  # its mask at HALF, as RLE
 
 
 def find_checkpoints(runs: Path, experiment: str) -> list[Path]:
@@ -41,13 +54,10 @@ def load_folds(checkpoints: list[Path], digest: str) -> list[Checkpoint]:
 def predict_oof(
     checkpoints: list[Checkpoint], photos: Photos, folds: pd.DataFrame, views: list[str], device: Device,
     batch_size: int = 4, num_workers: int = 2, backend: str = "torch",
-) -> tuple[pd.DataFrame, np.ndarray]:  # fmt: skip
-    """One row image_id, car, angle, fold per photo, and its Dice at each of THRESHOLDS: (photos, 99).
-
-    Nothing else is kept of a photo. Photos of folds without a checkpoint are left out.
-    """
+) -> Found:  # fmt: skip
+    """Predicts each photo by the fold that did not see its car; photos of folds without a checkpoint are left out."""
     present = check_folds(folds, photos.cars).set_index("car")["fold"]
-    rows, curves = [], []
+    rows, curves, masks = [], [], []
     for checkpoint in checkpoints:
         image_ids = [image_id for image_id in photos.image_ids if present[car_of(image_id)] == checkpoint.fold]
         seen = find_cars(photos, image_ids, [checkpoint], device, batch_size, num_workers)
@@ -59,18 +69,16 @@ def predict_oof(
         for image_id, probs, mask in predictions:
             rows.append((image_id, car_of(image_id), angle_of(image_id), checkpoint.fold))
             curves.append(dice_curve(probs, mask).cpu().numpy())
-    return pd.DataFrame(rows, columns=["image_id", "car", "angle", "fold"]), np.stack(curves)
+            masks.append(rle_encode((probs >= HALF).cpu().numpy()))
+    return Found(pd.DataFrame(rows, columns=["image_id", "car", "angle", "fold"]), np.stack(curves), masks)
 
 
-def write_oof(
-    folder: Path, table: pd.DataFrame, curves: np.ndarray, checkpoints: list[Checkpoint], folds: pd.DataFrame,
-    views: list[str],
-) -> dict:  # fmt: skip
+def write_oof(folder: Path, found: Found, checkpoints: list[Checkpoint], folds: pd.DataFrame, views: list[str]) -> dict:
     """Chooses the threshold and writes what `predict_oof` found into `folder`; returns the content of `oof.json`."""
     trained = {str(checkpoint.fold): checkpoint.digest for checkpoint in checkpoints}
     missing = sorted(set(folds["fold"].tolist()) - {checkpoint.fold for checkpoint in checkpoints})
     facts = {"tta": views, "checkpoints": trained, "folds_missing": missing, "folds_digest": folds_digest(folds)}
-    return _write(folder, table, curves, facts)
+    return _write(folder, found, facts)
 
 
 def merge_oof(parts: Sequence[Path], folder: Path) -> dict:
@@ -79,29 +87,31 @@ def merge_oof(parts: Sequence[Path], folder: Path) -> dict:
     Each of `parts` is a folder with their files. Raises InputError if one lacks a file, or if they are of different
     views or tables of folds, or if a fold is in two of them.
     """
-    found = [_read(part) for part in parts]
-    first, trained = found[0][0], {}
-    for part, (facts, _, _) in zip(parts, found, strict=True):
+    read = [read_oof(part) for part in parts]
+    first, trained = read[0][0], {}
+    for part, (facts, _) in zip(parts, read, strict=True):
         for key in ("tta", "folds_digest"):
             if facts[key] != first[key]:
                 raise InputError(f"{part}: its {key} is {facts[key]}, that of {parts[0]} is {first[key]}")
         if twice := sorted(trained.keys() & facts["checkpoints"].keys()):
             raise InputError(f"{part}: fold {', '.join(twice)} is in another part too; leave one of them out")
         trained |= facts["checkpoints"]
-    table = pd.concat([table for _, table, _ in found], ignore_index=True).drop(columns="dice")
-    curves = np.concatenate([curves for _, _, curves in found])
+    table = pd.concat([found.table for _, found in read], ignore_index=True).drop(columns="dice")
+    curves = np.concatenate([found.curves for _, found in read])
+    masks = [mask for _, found in read for mask in found.masks]
     missing = sorted(fold for fold in first["folds_missing"] if str(fold) not in trained)
-    return _write(folder, table, curves, first | {"checkpoints": trained, "folds_missing": missing})
+    return _write(folder, Found(table, curves, masks), first | {"checkpoints": trained, "folds_missing": missing})
 
 
-def _write(folder: Path, table: pd.DataFrame, curves: np.ndarray, facts: dict) -> dict:
-    """oof.csv: a row a photo; oof_curves.npy: its Dice at each of THRESHOLDS; oof.json: means and where from."""
-    mean_curve = curves.mean(axis=0)
+def _write(folder: Path, found: Found, facts: dict) -> dict:
+    """oof.csv: a row a photo; oof_curves.npy: its Dice at each of THRESHOLDS; oof_masks.csv.gz; oof.json: means."""
+    mean_curve = found.curves.mean(axis=0)
     threshold = best_threshold(mean_curve)
-    table = table.assign(dice=curves[:, THRESHOLDS.index(threshold)])
+    table = found.table.assign(dice=found.curves[:, THRESHOLDS.index(threshold)])
     summary = {
         "experiment": folder.name,
         "dice": float(table["dice"].mean()),
+        "interval": bootstrap_interval(table["dice"].to_numpy(), table["car"]),
         "threshold": threshold,
         "dice_at_half": float(mean_curve[THRESHOLDS.index(0.5)]),
         "photos": len(table),
@@ -116,23 +126,25 @@ def _write(folder: Path, table: pd.DataFrame, curves: np.ndarray, facts: dict) -
         "versions": versions(),
     }
     with replacing(folder / "oof_curves.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, curves.astype(np.float64))
+        np.save(file, found.curves.astype(np.float64))
     with replacing(folder / "oof.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6f")
+    write_submission(folder / "oof_masks.csv.gz", zip(table["image_id"], found.masks, strict=True))
     write_json(folder / "oof.json", summary)
     return summary
 
 
-def _read(folder: Path) -> tuple[dict, pd.DataFrame, np.ndarray]:
-    """oof.json, oof.csv and oof_curves.npy of a folder."""
+def read_oof(folder: Path) -> tuple[dict, Found]:
+    """oof.json, and what its neighbours hold; the table has the column dice. InputError if it was not evaluated."""
     try:
         summary, table = json.loads((folder / "oof.json").read_text()), pd.read_csv(folder / "oof.csv")
         curves = np.load(folder / "oof_curves.npy")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: {error}; run src/evaluate.py there") from None
-    if len(table) != len(curves):
-        raise InputError(f"{folder}: oof.csv has {len(table)} photos, oof_curves.npy {len(curves)}; evaluate again")
-    return summary, table, curves
+        masks = dict(read_submission(folder / "oof_masks.csv.gz"))
+    except (OSError, ValueError, InputError) as error:
+        raise InputError(f"{folder}: {error}; run src/evaluate.py {folder.name} first") from None
+    if not len(table) == len(curves) == len(masks) or list(masks) != table["image_id"].tolist():
+        raise InputError(f"{folder}: its oof files are of different photos; run src/evaluate.py {folder.name} again")
+    return summary, Found(table, curves, list(masks.values()))
 
 
 def best_threshold(mean_curve: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> float:

@@ -1,0 +1,39 @@
+"""Pages for people: one self-contained HTML file each, pictures in it, nothing fetched from anywhere."""
+
+import base64
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from carvana.log import replacing
+
+TEMPLATES = Path(__file__).resolve().parent / "pages"
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Renders a template of `pages/` and writes it whole or not at all; text in `values` is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(environment.get_template(template).render(values), encoding="utf-8")
+
+
+def embed(image: np.ndarray, quality: int = 75) -> str:
+    """uint8 (h, w, 3) RGB as a WebP in a `data:` address."""
+    _, data = cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, quality])
+    return "data:image/webp;base64," + base64.b64encode(data).decode()
+
+
+def shrink(image: np.ndarray, width: int) -> np.ndarray:
+    """The picture at this width by area, in its proportions; as it is if it is no wider."""
+    if image.shape[1] <= width:
+        return image
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
