@@ -37,7 +37,6 @@ from packing import (
     slugify,
     submit_settings,
     train_settings,
-    write_whole,
 )
 from runtime import digest_of
 from sessions import AT_ONCE, Driver, drive, look, output_of, read_status, take
@@ -124,7 +123,10 @@ def push_submit(
         drive(ledger, merging, Driver(owner, "merge", {"cars": cars, "machine": "cpu"}, dirty, poll, retry))
         last = ledger.last_rounds(merging)
     target = submissions / f"{name or experiment}.csv.gz"
-    copy_whole(output_of(last[0]) / "submission.csv.gz", target)
+    for name_of in ("{}", "{}.json"):  # the CSV, and what it was made of
+        copy_whole(
+            output_of(last[0]) / name_of.format("submission.csv.gz"), target.with_name(name_of.format(target.name))
+        )
     print(f"{target}: whole and checked; now `launch.py submit --experiment {experiment}`")
 
 
@@ -183,8 +185,8 @@ def submit(
         ledger.save()
         client.submit(file, message)
         noted[digest] = "submitted"
-    append_row(submissions / "README.md", file, experiment, row)
     ledger.save()
+    note(file, f"launch.py push submit --experiment {experiment}", runs, submissions / "README.md")
     print(f"submitted: {message}")
 
 
@@ -229,24 +231,20 @@ def describe(ledger: Ledger, job: str, experiment: str, runs: Path) -> dict:
         raise BuildError(f"{runs / experiment}: {error}; `launch.py push train` puts it there") from None
     if not told:
         raise BuildError(f"{job}: no session of it was fetched; `launch.py push submit` does it")
-    settings = entries[0].settings
-    threshold = oof["threshold"] if settings["threshold"] is None else settings["threshold"]
     return {
-        "folds": " ".join(oof["folds"]), "views": settings["tta"], "threshold": f"{threshold:g}",
+        "folds": " ".join(oof["folds"]), "views": entries[0].settings["tta"],
         "cv": f"{oof['dice']:.5f} of {oof['photos']} photos", "commit": told["commit"],
     }  # fmt: skip
 
 
-def append_row(table: Path, file: Path, experiment: str, row: dict) -> None:
-    """Adds a row to the table of submissions, once."""
-    command = f"launch.py push submit --experiment {experiment}"
-    cells = (file.name, command, row["views"], row["threshold"], row["cv"], "", "", row["commit"][:12])
-    line = "| " + " | ".join(cells) + " |"
-    lines = table.read_text().splitlines()
-    if line in lines:
-        return
-    last = max(number for number, text in enumerate(lines) if text.startswith("|"))
-    write_whole(table, "\n".join([*lines[: last + 1], line, *lines[last + 1 :]]) + "\n")
+def note(file: Path, command: str, runs: Path, journal: Path) -> None:
+    """Adds the CSV's row to the table of submissions."""
+    script = [sys.executable, REPOSITORY / "src" / "record_submission.py", file, "--command", command]
+    options = ["--runs", runs, "--journal", journal]
+    if subprocess.run(list(map(str, [*script, *options]))).returncode != 0:
+        raise BuildError(
+            f"{journal}: {file.name} was submitted, but has no row; src/record_submission.py {file} writes it"
+        )
 
 
 def computed_hours(experiment: str, folds: list[int], overrides: list[str]) -> dict[int, float]:

@@ -32,6 +32,7 @@ from carvana.command import (
     RunsOption,
     TtaOption,
     WorkersOption,
+    command_line,
     run,
 )  # fmt: skip
 from carvana.cutouts import find_pictures, write_cutouts
@@ -41,6 +42,7 @@ from carvana.estimate import measure
 from carvana.images import Photos, open_test
 from carvana.inference import Member
 from carvana.job import Job, build_members
+from carvana.journal import note_submission
 from carvana.log import say, silence
 from carvana.oof import choose_threshold, find_checkpoints
 from carvana.shards import parse_shard
@@ -113,7 +115,9 @@ def main(
     manifest = job.manifest(part, block_size)
     blocks = Blocks(output, manifest, job.names[manifest.first : manifest.first + manifest.photos])
     end = started + 3600 * hours if hours is not None else math.inf
-    return predict_blocks(job, blocks, overwrite, state, end)
+    predict_blocks(job, blocks, overwrite, state, end)
+    if state.is_main_process and part.count == 1 and cars is None:
+        note_submission(output, runs, command_line())
 
 
 def check_source(

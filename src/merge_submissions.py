@@ -13,11 +13,13 @@ import typer
 
 from carvana.archive import Archive
 from carvana.blocks import write_checked
-from carvana.command import INPUT, CarsOption, InputOption, run
+from carvana.command import INPUT, RUNS, CarsOption, InputOption, RunsOption, command_line, run
 from carvana.errors import InputError
 from carvana.images import car_of, read_cars
+from carvana.journal import note_submission
 from carvana.log import say
-from carvana.shards import digest_names, order_parts
+from carvana.provenance import file_digest
+from carvana.shards import digest_names, manifest_path, order_parts, write_manifest
 from carvana.submission import check_suffix, read_sample, read_submission
 
 
@@ -25,6 +27,7 @@ def main(
     parts: Annotated[list[Path], typer.Argument(help="The parts, in any order, each beside its manifest.")],
     output: Annotated[Path, typer.Option(help="The CSV: .csv, .csv.gz or .zip.")],
     input_root: InputOption = INPUT,
+    runs: RunsOption = RUNS,
     cars: CarsOption = None,
 ) -> None:
     check_suffix(output)
@@ -39,6 +42,10 @@ def main(
         joined = Path(folder) / output.name
         write_checked(joined, chain.from_iterable(map(read_submission, ordered)), names, manifest.size)
         os.replace(joined, output)
+    whole = {"shard": "1/1", "first": 0, "photos": len(names), "digest": file_digest(output)}
+    write_manifest(manifest_path(output), manifest.model_copy(update=whole))
+    if cars is None:
+        note_submission(output, runs, command_line())
     say(f"joined: {', '.join(map(str, ordered))}")
     print(f"{output}: {len(names)} rows of {len(ordered)} parts, checked")
 

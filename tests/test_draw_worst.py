@@ -1,6 +1,7 @@
 import numpy as np
 
-from draw_worst import BLUE, RED, TILE, densest, draw_tile
+from carvana.pictures import BLUE, RED, densest
+from draw_worst import TILE, draw_tile
 
 
 def test_the_densest_place_is_found():

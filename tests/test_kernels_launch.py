@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from kaggle_stub import KaggleStub
 
+from carvana.journal import read_journal
 from carvana.metrics import THRESHOLDS
-from carvana.oof import _write
+from carvana.oof import Found, _write
+from carvana.shards import Manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,8 +65,16 @@ def finish_training(stub: KaggleStub, request: dict, root: Path, **status) -> No
     trained = {str(fold): "d1" for fold in settings["folds"]}
     missing = sorted({0, 1, 2} - set(settings["folds"]))
     facts = {"tta": ["identity", "hflip"], "checkpoints": trained, "folds_missing": missing, "folds_digest": "d2"}
-    _write(folder / "runs" / "demo", table, curves, facts)
+    _write(folder / "runs" / "demo", Found(table, curves, ["1 1"] * len(table)), facts)
     write_status(folder, **status)
+
+
+MANIFEST = Manifest(
+    shard="1/1", first=0, photos=2, sample="", sample_photos=2, size=(4, 6),
+    checkpoints={"demo": {"0": "d1", "1": "d1", "2": "d1"}}, weights={"demo": 1.0}, views=["identity", "hflip"],
+    mean="probs", threshold=0.45, postprocess={}, batch_size=4, block_size=4, device="cpu", backend="torch",
+    commit="c0ffee", versions={},
+)  # fmt: skip
 
 
 def push_train(tmp_path, **changes) -> None:
@@ -113,10 +123,10 @@ def test_from_training_to_the_leaderboard(kaggle, tmp_path, capsys):
     assert kaggle.uploads[-1] == b"the merged CSV"
     message = kaggle.submissions[0]["submissionDescription"]
     assert message == "demo, folds 0 1 2, hflip, CV 1.00000 of 6 photos, commit c0ffeec"
-    row = (submissions / "README.md").read_text().splitlines()
-    assert any(
-        line.startswith("| demo.csv.gz | launch.py push submit --experiment demo | hflip | 0.45 |") for line in row
-    )
+    (row,) = read_journal(submissions / "README.md")
+    assert (row["file"], row["experiments"], row["folds"], row["threshold"]) == ("demo.csv.gz", "demo", "0 1 2", "0.45")
+    assert row["command"] == "`launch.py push submit --experiment demo`"
+    assert row["CV (95 % of cars drawn anew)"] == "1.00000 (1.00000 to 1.00000) of 6 photos"
     with pytest.raises(launch.BuildError, match="was submitted before"):
         launch.submit("demo", runs=tmp_path / "runs", submissions=submissions)
     assert "secret-key" not in capsys.readouterr().out + (tmp_path / "launch.json").read_text()
@@ -130,6 +140,7 @@ def finish_submission(stub: KaggleStub, request: dict, root: Path) -> None:
         (folder / f"shard-{settings['shard'][0]}-of-2.csv.gz").write_text(slug)
     else:
         (folder / "submission.csv.gz").write_text("the merged CSV")
+        write_manifest(folder / "submission.csv.gz.json", MANIFEST)
     write_status(folder)
 
 

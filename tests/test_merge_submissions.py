@@ -56,7 +56,17 @@ def test_parts_of_any_format_in_any_order(place):
     parts = [write_part(place, "c.zip", 20, 32), write_part(place, "a.csv", 0, 8), write_part(place, "b.csv.gz", 8, 20)]
     assert merge(place, *parts) == "img,rle_mask\n" + "".join(f"{name},{rle}\n" for name, rle in ROWS)
     assert sorted(os.listdir(place)) == sorted(
-        ["a.csv", "a.csv.json", "b.csv.gz", "b.csv.gz.json", "c.zip", "c.zip.json", "input", "whole.csv"]
+        [
+            "a.csv",
+            "a.csv.json",
+            "b.csv.gz",
+            "b.csv.gz.json",
+            "c.zip",
+            "c.zip.json",
+            "input",
+            "whole.csv",
+            "whole.csv.json",
+        ]
     )
 
 

@@ -126,14 +126,13 @@ class Blocks:
     def finish(self) -> None:
         """Joins the blocks in their folder, checks the result and moves it to the output.
 
-        A shard's manifest comes beside it, and only then are the blocks forgotten.
+        Its manifest comes beside it, and only then are the blocks forgotten.
         """
         joined = self.folder / self.output.name
         write_checked(joined, self.rows(), self.names, self.manifest.size)
         os.replace(joined, self.output)
-        if len(self.names) < self.manifest.sample_photos:
-            manifest = self.manifest.model_copy(update={"digest": file_digest(self.output)})
-            write_manifest(manifest_path(self.output), manifest)
+        manifest = self.manifest.model_copy(update={"digest": file_digest(self.output)})
+        write_manifest(manifest_path(self.output), manifest)
         self.remove()
 
     def _path(self, block: int) -> Path:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,8 +38,10 @@ BackendOption = Annotated[
     typer.Option("--backend", help="What computes: torch, compile (torch.compile), openvino (pip install openvino)."),
 ]
 WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Loader processes.")]
+JournalOption = Annotated[Path, typer.Option("--journal", help="The table of submissions.")]
 
 INPUT, RUNS, FOLDS = REPOSITORY / "input", REPOSITORY / "runs", REPOSITORY / "folds" / "folds.csv"
+JOURNAL = REPOSITORY / "submissions" / "README.md"
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -46,6 +49,11 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)):
         raise InputError(f"--size {text}: give HEIGHTxWIDTH, such as 1280x1918")
     return int(match[1]), int(match[2])
+
+
+def command_line() -> str:
+    """What the user has given, such as `make_submission.py unet_lite0`."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def run(main: Callable) -> None:

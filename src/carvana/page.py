@@ -14,7 +14,7 @@ TEMPLATES = Path(__file__).resolve().parent / "pages"
 
 def write_page(path: Path, template: str, **values: object) -> None:
     """Renders a template of `pages/` and writes it whole or not at all; text in `values` is escaped."""
-    environment = Environment(
+    jinja = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
@@ -22,7 +22,7 @@ def write_page(path: Path, template: str, **values: object) -> None:
         lstrip_blocks=True,
     )
     with replacing(path) as temporary:
-        temporary.write_text(environment.get_template(template).render(values), encoding="utf-8")
+        temporary.write_text(jinja.get_template(template).render(values), encoding="utf-8")
 
 
 def embed(image: np.ndarray, quality: int = 75) -> str:

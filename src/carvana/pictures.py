@@ -9,6 +9,7 @@ from carvana.errors import InputError
 from carvana.log import replacing
 
 CAPTION_HEIGHT = 24
+RED, BLUE = np.array([255, 30, 30], np.uint8), np.array([30, 80, 255], np.uint8)
 
 
 def add_caption(tile: np.ndarray, caption: str) -> np.ndarray:
@@ -17,6 +18,20 @@ def add_caption(tile: np.ndarray, caption: str) -> np.ndarray:
     white, thin = (255, 255, 255), 1
     cv2.putText(strip, caption, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, thin, cv2.LINE_AA)
     return np.vstack([tile, strip])
+
+
+def mark_errors(image: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of the photo, (h, w, 3): red is predicted as car and is none, blue is car and was missed."""
+    marked = image.copy()
+    marked[prediction & ~mask], marked[mask & ~prediction] = RED, BLUE
+    return marked
+
+
+def densest(wrong: np.ndarray, side: int) -> tuple[int, int]:
+    """Top and left of the square of `side` pixels with most wrong ones in it."""
+    sums = cv2.integral(wrong.astype(np.uint8))
+    inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    return np.unravel_index(inside.argmax(), inside.shape)
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:

@@ -32,15 +32,19 @@ def versions() -> dict[str, str]:
 
 @functools.cache  # src/train.py asks at its start: what is committed while it trains is not what trains
 def git_commit() -> str:
-    """The commit of this code, with `-dirty` if tracked files differ from it; `unknown` outside a repository."""
+    """The commit of this code, `-dirty` if tracked files in src/ differ from it; `unknown` outside a repository."""
     if PACKED.is_file():
         return PACKED.read_text().strip()
-    folder = Path(__file__).resolve().parent
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).resolve().parents[1]
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def file_digest(path: Path) -> str:
