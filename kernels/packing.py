@@ -24,6 +24,7 @@ TITLE = (5, 50)  # characters
 SHAPES = {"t4": "NvidiaTeslaT4", "cpu": None}  # "NvidiaTeslaT4" is two of them
 BUILD = HERE / "build"
 FOLDS = REPOSITORY / "folds" / "folds.csv"
+PACKED = (".py", ".yaml", ".html", ".js")  # of src/
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of zip files: the same sources give the same bytes
 
 
@@ -135,7 +136,7 @@ def git(*arguments: str) -> str:
 
 def pack(commit: str, folds_file: Path, cars: Path | None) -> bytes:
     """A zip of scripts, library, experiments, folds and runtime.py; the same bytes for the same files."""
-    files = sorted(path for path in (REPOSITORY / "src").rglob("*") if path.suffix in (".py", ".yaml"))
+    files = sorted(path for path in (REPOSITORY / "src").rglob("*") if path.suffix in PACKED)
     files.append(HERE / "runtime.py")
     contents = {file.relative_to(REPOSITORY).as_posix(): file.read_bytes() for file in files}
     contents["COMMIT"] = f"{commit}\n".encode()

@@ -54,9 +54,8 @@ def by_angle(table: pd.DataFrame) -> Markup:
     with drawing(told, (4.2, 4.2), projection="polar") as (axes, chart):
         around = 2 * np.pi * (errors.index.to_numpy() - 1) / 16
         axes.bar(around, errors, width=0.33, color=[BAD if angle == worst else BAR for angle in errors.index])
-        axes.set_xticks(around, [f"{angle:02d}" for angle in errors.index])
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(3))
-        axes.set_rlabel_position(11)
+        axes.set_xticks(around, [f"{angle:02d}\n{error:.4f}" for angle, error in errors.items()])
+        axes.set_yticklabels([])
         axes.grid(True)
     return chart.svg
 
@@ -101,7 +100,8 @@ def histogram(table: pd.DataFrame) -> Markup:
         axes.axvline(errors.median(), color=BAD)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda error, _: f"{error:g}"))
-        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axes.xaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+        axes.xaxis.set_minor_formatter(axes.xaxis.get_major_formatter())
         axes.set_xlabel("1 - Dice; the line is the median")
         axes.set_ylabel("photos")
     return chart.svg
@@ -129,6 +129,7 @@ def curves(told: str, lines: dict[str, tuple[Sequence, Sequence]], x: str, y: st
             )
         axes.set(xlabel=x, ylabel=y, **limits)
         axes.ticklabel_format(useOffset=False)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=x == "epoch"))
         axes.grid(True)
         if len(lines) > 1:
             axes.legend()

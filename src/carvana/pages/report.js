@@ -90,7 +90,7 @@ async function show(place) {
   const canvas = element("canvas");
   [canvas.width, canvas.height] = [wide, high];
   canvas.classList.toggle("worst", zoomed);
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(photo, left, top, wide, high, 0, 0, wide, high);
   const layer = document.querySelector("input[name=layer]:checked").value;
   if (layer !== "photo") paint(context, picture, layer, [top, left, high, wide]);
