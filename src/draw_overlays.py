@@ -11,7 +11,7 @@ from carvana.command import INPUT, CarsOption, InputOption, run
 from carvana.errors import InputError
 from carvana.images import Photos, open_test
 from carvana.log import progress
-from carvana.pictures import add_caption, write_picture
+from carvana.pictures import add_caption, arrange, write_picture
 from carvana.rle import rle_decode
 from carvana.submission import read_submission
 
@@ -88,15 +88,6 @@ def mark(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def shrink(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     return cv2.resize(image, (TILE_WIDTH, round(height * TILE_WIDTH / width)), interpolation=cv2.INTER_AREA)
-
-
-def arrange(tiles: list[np.ndarray], columns: int) -> np.ndarray:
-    """One picture of all tiles, row by row; smaller tiles and empty places are filled up with black."""
-    columns, height = min(columns, len(tiles)), max(map(len, tiles))
-    sheet = np.zeros((-(-len(tiles) // columns), height, columns, TILE_WIDTH, 3), np.uint8)
-    for place, tile in enumerate(tiles):
-        sheet[place // columns, : len(tile), place % columns] = tile
-    return sheet.reshape(-1, columns * TILE_WIDTH, 3)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from carvana.images import open_train
 from carvana.log import say, silence
 from carvana.provenance import git_commit
 from carvana.run import refuse_conflict, split_fold
+from carvana.tracking import check_tracker
 from carvana.training import train_fold
 
 
@@ -48,6 +49,9 @@ def main(
     hours: Annotated[
         float, typer.Option(min=0, help="Stop before so many hours are over, with exit status 3; --resume continues.")
     ] = 0,
+    tracker: Annotated[
+        str, typer.Option(help="Live curves: none, tensorboard (then: tensorboard --logdir runs) or wandb.")
+    ] = "none",
     rehearse: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would cost, in memory and time, and train nothing.")
     ] = False,
@@ -62,6 +66,7 @@ def main(
     config = load_experiment(experiment, EXPERIMENTS, list(overrides), name)
     if resume and overwrite:
         raise InputError("--resume and --overwrite: choose one")
+    check_tracker(tracker)
     folds = read_folds(folds_file)
     if rehearse:
         for line in dry_run(config, count_photos(input_root, folds, cars), parse_folds(fold, folds), not untimed):
@@ -79,7 +84,7 @@ def main(
     process.wait_for_everyone()
     for one in chosen:
         say(f"fold {one.number}: training on {len(one.train.cars)} cars, validating on {len(one.val.cars)}")
-        finished = train_fold(config, one, resume, overwrite, deadline)
+        finished = train_fold(config, one, resume, overwrite, deadline, tracker)
         if not finished:
             break
     process.destroy_process_group()

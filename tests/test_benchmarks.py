@@ -90,7 +90,7 @@ def test_train_throughput_compares_the_loop_with_the_bare_step(small):
 def test_ablation_trains_each_variant_once(small, demo, tmp_path, capsys):
     import ablation
 
-    small |= {"folds_file": demo / "folds.csv", "output": tmp_path / "ablation", "minutes": 0.04}
+    small |= {"folds_file": demo / "folds.csv", "output": tmp_path / "ablation", "minutes": 0.1}
     ablation.main(**small, variants="seed_1,no_ema,one_size")
     told = capsys.readouterr()
     assert "one_size: is the base itself, left out" in told.err

@@ -52,10 +52,18 @@ class Learner:
         return frozen
 
 
-def build_learner(config: Config, initial: Path | None = None) -> Learner:
-    """Everything on the device and in the precision that are there; weights of the checkpoint `initial`, if given."""
+def build_learner(
+    config: Config, initial: Path | None = None, tracker: str = "none", folder: Path | None = None
+) -> Learner:
+    """Everything on the device and in the precision that are there; weights of the checkpoint `initial`, if given.
+
+    A tracker other than `none` needs the run's folder; it is not started yet.
+    """
     set_seed(config.train.seed)
-    accelerator = Accelerator(mixed_precision=chosen_precision(config.train.precision))
+    log_with = None if tracker == "none" else tracker
+    accelerator = Accelerator(
+        mixed_precision=chosen_precision(config.train.precision), log_with=log_with, project_dir=folder
+    )
     model = build_model(config.model, pretrained=initial is None)
     if initial:
         load_weights(model, initial)

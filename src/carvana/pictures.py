@@ -27,6 +27,15 @@ def mark_errors(image: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> 
     return marked
 
 
+def arrange(tiles: list[np.ndarray], columns: int) -> np.ndarray:
+    """One picture of all tiles of a width, row by row; lower tiles and empty places are filled up with black."""
+    columns, height, width = min(columns, len(tiles)), max(map(len, tiles)), tiles[0].shape[1]
+    sheet = np.zeros((-(-len(tiles) // columns), height, columns, width, 3), np.uint8)
+    for place, tile in enumerate(tiles):
+        sheet[place // columns, : len(tile), place % columns] = tile
+    return sheet.reshape(-1, columns * width, 3)
+
+
 def densest(wrong: np.ndarray, side: int) -> tuple[int, int]:
     """Top and left of the square of `side` pixels with most wrong ones in it."""
     sums = cv2.integral(wrong.astype(np.uint8))

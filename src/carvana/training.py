@@ -16,22 +16,29 @@ from carvana.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.learner import Learner, build_learner
 from carvana.log import read_records, say, write_records
 from carvana.losses import weighted_sum
+from carvana.panel import Panel
 from carvana.run import Fold, initial_checkpoint, prepare_folder, refuse_conflict
 from carvana.state import load_state, save_state
+from carvana.tracking import log_epoch, tracking
 from carvana.validation import validate
 from carvana.windows import box_checkpoint, find_windows
 
 
 def train_fold(
-    config: Config, fold: Fold, resume: bool = False, overwrite: bool = False, deadline: float = float("inf")
+    config: Config,
+    fold: Fold,
+    resume: bool = False,
+    overwrite: bool = False,
+    deadline: float = float("inf"),
+    tracker: str = "none",
 ) -> bool:
     """Trains until the last epoch, or stops cleanly before `deadline` (of `time.monotonic()`); True if finished.
 
     Leaves in `fold.folder`: best.safetensors (averaged weights of the last stage's best epoch), run.json (what the
-    run is), log.jsonl (a line an epoch) and state/ (what `resume` continues from, on a CPU to the same weights).
-    Raises InputError as `refuse_conflict` does.
+    run is), log.jsonl (a line an epoch), state/ (what `resume` continues from, on a CPU to the same weights) and what
+    a tracker writes, which changes nothing of the run. Raises InputError as `refuse_conflict` does.
     """
-    learner = build_learner(config, initial_checkpoint(config, fold))
+    learner = build_learner(config, initial_checkpoint(config, fold), tracker, fold.folder)
     fold = find_val_cars(config, fold, Device(learner.accelerator.device, learner.accelerator.mixed_precision))
     with learner.accelerator.main_process_first():
         if learner.accelerator.is_main_process:
@@ -41,8 +48,9 @@ def train_fold(
         say(f"fold {fold.number}: continuing after epoch {learner.progress.epoch}")
     records = read_records(fold.folder / "log.jsonl")[: learner.progress.epoch]
     try:
-        while learner.progress.epoch < config.epochs:
-            train_stage(learner, fold, records, deadline)
+        with tracking(learner, fold) as panel:
+            while learner.progress.epoch < config.epochs:
+                train_stage(learner, fold, records, deadline, panel)
         if config.train.average != "none":
             average_epochs(learner, fold, deadline)
     except OutOfTime:
@@ -64,7 +72,7 @@ def find_val_cars(config: Config, fold: Fold, device: Device) -> Fold:
     return replace(fold, val=val)
 
 
-def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float) -> None:
+def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float, panel: Panel | None) -> None:
     """Trains the epochs of the stage in progress that are not done yet."""
     stage, done = learner.config.stage_of(learner.progress.epoch)
     learner.loss = weighted_sum(stage.loss)
@@ -75,18 +83,20 @@ def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: flo
         like_this = records[-number:] if number else records
         longest = max((record["train_seconds"] + record["val_seconds"] for record in like_this), default=0)
         check_clock(learner.accelerator, deadline, 1.05 * longest)  # a margin for writing
-        records.append(run_epoch(learner, photos, fold, deadline))
+        records.append(run_epoch(learner, photos, fold, deadline, panel))
+        log_epoch(learner, records[-1], panel)  # before the state: if killed between them, it is written again
         keep_epoch(learner, fold, records)
 
 
-def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float) -> dict:
+def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float, panel: Panel | None) -> dict:
     """Trains and validates once; returns the epoch's record. Random numbers depend on seed and epoch alone."""
     accelerator, state, stage = learner.accelerator, learner.progress, learner.stage
     set_seed(stage.train.seed + 1000 * (state.epoch + 1), device_specific=True)
     started = time.monotonic()
-    record = train_one_epoch(learner, train_loader(learner, photos), deadline)
+    loader = train_loader(learner, photos)
+    record = train_one_epoch(learner, loader, deadline)
     trained = time.monotonic()
-    scores = validate(learner, fold.val, deadline)
+    scores = validate(learner, fold.val, deadline, panel)
     return {
         "epoch": state.epoch + 1,
         "step": state.step,
@@ -94,6 +104,7 @@ def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float)
         "dice": sum(scores.values()) / len(scores),
         "worst": min(scores.values()),
         "photos": len(scores),
+        "train_photos": len(loader.dataset),
         "size": stage.data.size,
         "micro_batch": state.micro_batch,
         "train_seconds": round(trained - started, 2),

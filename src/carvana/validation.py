@@ -9,13 +9,19 @@ from carvana.images import Photos
 from carvana.inference import Member, predict_photos
 from carvana.learner import Learner
 from carvana.metrics import dice
+from carvana.panel import Panel
 from carvana.tta import TTA
 
 THRESHOLD = 0.5  # of validation; the submission's is chosen out-of-fold
 
 
-def validate(learner: Learner, photos: Photos, deadline: float = float("inf")) -> dict[str, float]:
-    """Dice by image_id of the averaged model, on whole photos at photo size; each once, shared among the processes."""
+def validate(
+    learner: Learner, photos: Photos, deadline: float = float("inf"), panel: Panel | None = None
+) -> dict[str, float]:
+    """Dice by image_id of the averaged model, on whole photos at photo size; each once, shared among the processes.
+
+    A panel is shown each prediction as it comes.
+    """
     accelerator, stage, model = learner.accelerator, learner.stage, learner.ema.module.eval()
     broadcast(list(model.buffers()))  # BatchNorm's statistics are each process's own; the first one's are kept
     image_ids = photos.image_ids[accelerator.process_index :: accelerator.num_processes]
@@ -26,9 +32,14 @@ def validate(learner: Learner, photos: Photos, deadline: float = float("inf")) -
     )  # fmt: skip
     scores = []
     for image_id, probs, mask in predictions:
-        scores.append((image_id, dice(probs >= THRESHOLD, mask)))
+        prediction = probs >= THRESHOLD
+        scores.append((image_id, dice(prediction, mask)))
+        if panel:
+            panel.add(image_id, prediction, mask, scores[-1][1])
         if accelerator.num_processes == 1:  # several have different numbers of photos
             check_clock(accelerator, deadline)
+    if panel:
+        panel.gather()
     return dict(sorted(gather_object(scores)))
 
 
