@@ -18,6 +18,7 @@ demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a subm
 	$(BIN)/python src/create_folds.py $(DEMO) --num-folds 2 --output runs/demo/folds.csv --overwrite
 	$(BIN)/python src/train.py demo --fold all $(DEMO) --folds runs/demo/folds.csv --overwrite
 	$(BIN)/python src/evaluate.py demo --tta hflip $(DEMO) --folds runs/demo/folds.csv
+	$(BIN)/python src/report.py demo $(DEMO)
 	$(BIN)/python src/make_submission.py demo --tta hflip $(DEMO) --output runs/demo/submission.csv.gz
 	$(BIN)/python src/check_submission.py runs/demo/submission.csv.gz $(DEMO)
 	$(BIN)/python src/score_submission.py runs/demo/submission.csv.gz --truth runs/demo/input/test_masks
@@ -27,6 +28,7 @@ demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a subm
 	@echo "  runs/demo/input/           drawn photos, masks, and the test cars' truth"
 	@echo "  runs/demo/fold*/           checkpoint, log and state of each fold"
 	@echo "  runs/demo/oof.json         out-of-fold Dice and threshold; oof.csv has it by photo"
+	@echo "  runs/demo/report.html      what the networks do well and badly, as a page: open it in a browser"
 	@echo "  runs/demo/submission.csv.gz  the submission"
 	@echo "  runs/demo/overlays.jpg     predicted outlines on the test photos: look at it"
 

@@ -39,7 +39,7 @@ def validate(
         if accelerator.num_processes == 1:  # several have different numbers of photos
             check_clock(accelerator, deadline)
     if panel:
-        panel.gather()
+        panel.finish()
     return dict(sorted(gather_object(scores)))
 
 
