@@ -33,6 +33,7 @@ ROWS = [
     {"models", "augmentations", "cache", "dataset", "folds", "images"},
     {"backends", "checkpoint", "engine", "ensemble", "footprint", "learner", "optim", "pixels", "state", "tta"},
     {
+        "audit",
         "averaging",
         "choice",
         "comparison",
@@ -42,6 +43,7 @@ ROWS = [
         "estimate",
         "faults",
         "inference",
+        "inspection",
         "job",
         "journal",
         "onnx_model",

@@ -54,6 +54,16 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     return pixels > 0
 
 
+def count_colors(data: bytes, name: str) -> int:
+    """How many colours of a mask's bytes are in use, up to 256; InputError as for `decode_mask`."""
+    with _opened(data, name, ("GIF", "PNG")) as image:
+        used = image.getcolors(256)
+        if used is None:
+            return 256
+        palette = image.getpalette() if image.mode == "P" else None
+        return len({tuple(palette[3 * color : 3 * color + 3]) if palette else color for _, color in used})
+
+
 def half_is_enough(data: bytes, name: str, at_least: Size | None) -> bool:
     """Whether `decode_image` halves the photo: a JPEG with even sides, half of which is not below `at_least`."""
     if at_least is None or not data.startswith(JPEG_START):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from carvana.archive import Archive, Part
-from carvana.decoding import decode_image, decode_mask, half_is_enough, read_size, verified_size
+from carvana.decoding import count_colors, decode_image, decode_mask, half_is_enough, read_size, verified_size
 from carvana.errors import InputError, few
 from carvana.geometry import Fit, Size, Window
 from carvana.log import progress
@@ -149,25 +149,36 @@ class Photos:
         name = self._masks[image_id]
         return decode_mask(part.read(name), part.where(name))
 
+    def mask_colors(self, image_id: str) -> int:
+        """How many colours the mask's file has in use; two are right, black and one for the car."""
+        name = self._masks[image_id]
+        return count_colors(self.mask_part.read(name), self.mask_part.where(name))
+
     def check(self) -> None:
         """Reads every photo and mask; raises one InputError with a line for each faulty file, at most 50.
 
         Faults: a name not of the expected form, a name occurring twice, a photo without a mask or a mask
         without a photo (if there are masks at all), a mask of another size, an unreadable or truncated file.
         """
-        faults = list(_name_faults(self.photo_part, PHOTO_NAME, self._photos))
-        if self.mask_part:
-            faults += _name_faults(self.mask_part, MASK_NAME, self._masks)
-            alone = sorted(self._masks.keys() - self._photos.keys())
-            faults += [f"{self.mask_part.where(self._masks[image_id])}: mask without a photo" for image_id in alone]
+        faults = self.name_faults()
         with ThreadPool(2) as pool:
-            read = pool.imap(self._content_faults, self._photos)
+            read = pool.imap(self.content_faults, self._photos)
             faults += [line for lines in progress(read, "check", len(self._photos)) for line in lines]
         if faults:
             more = [f"... and {len(faults) - LISTED_FAULTS} more"] if len(faults) > LISTED_FAULTS else []
             raise InputError("\n".join(faults[:LISTED_FAULTS] + more))
 
-    def _content_faults(self, image_id: str) -> list[str]:
+    def name_faults(self) -> list[str]:
+        """A line for each file that is misnamed, or there twice, and for each mask without a photo."""
+        faults = list(_name_faults(self.photo_part, PHOTO_NAME, self._photos))
+        if self.mask_part:
+            faults += _name_faults(self.mask_part, MASK_NAME, self._masks)
+            alone = sorted(self._masks.keys() - self._photos.keys())
+            faults += [f"{self.mask_part.where(self._masks[image_id])}: mask without a photo" for image_id in alone]
+        return faults
+
+    def content_faults(self, image_id: str) -> list[str]:
+        """A line for a photo or mask that is missing, unreadable or truncated, or for a mask of another size."""
         sizes, faults = [], []
         for size_of in (self._photo_size, self._mask_size) if self.mask_part else (self._photo_size,):
             try:

@@ -29,11 +29,3 @@ def embed(image: np.ndarray, quality: int = 75) -> str:
     """uint8 (h, w, 3) RGB as a WebP in a `data:` address."""
     _, data = cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, quality])
     return "data:image/webp;base64," + base64.b64encode(data).decode()
-
-
-def shrink(image: np.ndarray, width: int) -> np.ndarray:
-    """The picture at this width by area, in its proportions; as it is if it is no wider."""
-    if image.shape[1] <= width:
-        return image
-    height = max(1, round(image.shape[0] * width / image.shape[1]))
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

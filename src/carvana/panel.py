@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import gather_object
 
 from carvana.images import Photos, car_of
-from carvana.pictures import add_caption, arrange, mark_errors
+from carvana.pictures import add_caption, arrange, mark_errors, shrink
 
 COUNT, COLUMNS = 8, 4
 WIDTH = 320  # pixels of a photo: a panel of the competition's photos is 1280 x 476 and about 1 MB
@@ -28,7 +28,7 @@ class Panel:
         """Draws a photo if it is one of the panel's; prediction and mask are bool (H, W) at photo size."""
         if image_id in self.image_ids:
             marked = mark(self.photos.image(image_id), prediction.cpu().numpy(), mask.cpu().numpy())
-            self.tiles[image_id] = add_caption(shrink(marked), f"{image_id}  Dice {score:.4f}")
+            self.tiles[image_id] = add_caption(shrink(marked, WIDTH), f"{image_id}  Dice {score:.4f}")
 
     def finish(self) -> None:
         """Ends a validation: makes one sheet of what all processes have drawn."""
@@ -55,8 +55,3 @@ def mark(image: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> np.ndar
     outlined = image.copy()
     outlined[cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((side, side), np.uint8)) > 0] = YELLOW
     return mark_errors(outlined, prediction, mask)
-
-
-def shrink(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    return cv2.resize(image, (WIDTH, round(height * WIDTH / width)), interpolation=cv2.INTER_AREA)

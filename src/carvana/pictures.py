@@ -20,6 +20,14 @@ def add_caption(tile: np.ndarray, caption: str) -> np.ndarray:
     return np.vstack([tile, strip])
 
 
+def shrink(image: np.ndarray, width: int) -> np.ndarray:
+    """The picture at this width by area, in its proportions; as it is if it is no wider."""
+    if image.shape[1] <= width:
+        return image
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def mark_errors(image: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A copy of the photo, (h, w, 3): red is predicted as car and is none, blue is car and was missed."""
     marked = image.copy()

@@ -17,8 +17,8 @@ from carvana.images import Photos
 from carvana.journal import read_journal
 from carvana.log import progress, read_records
 from carvana.oof import Found, find_checkpoints, read_oof
-from carvana.page import embed, shrink, write_page
-from carvana.pictures import BLUE, RED, densest, mark_errors
+from carvana.page import embed, write_page
+from carvana.pictures import BLUE, RED, densest, mark_errors, shrink
 from carvana.rle import rle_decode, rle_encode
 from carvana.survey import BANDS, Survey, survey
 
