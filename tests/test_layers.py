@@ -42,6 +42,7 @@ ROWS = [
         "dry_run",
         "estimate",
         "faults",
+        "findings",
         "inference",
         "inspection",
         "job",

@@ -55,13 +55,17 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
 
 def count_colors(data: bytes, name: str) -> int:
-    """How many colours of a mask's bytes are in use, up to 256; InputError as for `decode_mask`."""
+    """How many colours of a mask's bytes are in use, at most 256, the alpha channel aside.
+
+    Raises InputError as `decode_mask` does.
+    """
     with _opened(data, name, ("GIF", "PNG")) as image:
-        used = image.getcolors(256)
-        if used is None:
-            return 256
-        palette = image.getpalette() if image.mode == "P" else None
-        return len({tuple(palette[3 * color : 3 * color + 3]) if palette else color for _, color in used})
+        if image.mode.startswith("I"):  # 16 bits, which Pillow does not count
+            return min(256, len(np.unique(np.asarray(image))))
+        opaque = image.convert({"RGBA": "RGB", "LA": "L"}.get(image.mode, image.mode))
+        used = opaque.getcolors(256) or range(256)
+        palette = opaque.getpalette() if opaque.mode == "P" else None
+    return len({tuple(palette[3 * color : 3 * color + 3]) for _, color in used}) if palette else len(used)
 
 
 def half_is_enough(data: bytes, name: str, at_least: Size | None) -> bool:

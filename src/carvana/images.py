@@ -109,9 +109,12 @@ class Photos:
             raise InputError(f"{self.photo_part.where(image_id + '.jpg')}: no such photo")
         return self._photos[image_id]
 
-    def image(self, image_id: str) -> np.ndarray:
-        """The photo, uint8 (height, width, 3) RGB. Raises InputError if it is missing or unreadable."""
-        return decode_image(*self._read(image_id))
+    def image(self, image_id: str, at_least: Size | None = None) -> np.ndarray:
+        """The photo, uint8 (height, width, 3) RGB; at half its size where `decode_image` halves it.
+
+        Raises InputError if it is missing or unreadable.
+        """
+        return decode_image(*self._read(image_id), at_least)
 
     def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
         """The photo at each network size, uint8 (h, w, 3) RGB, and its own (height, width).
@@ -148,6 +151,10 @@ class Photos:
             raise InputError(f"{part.where(image_id + '_mask.gif')}: missing, the mask of {self.name(image_id)}")
         name = self._masks[image_id]
         return decode_mask(part.read(name), part.where(name))
+
+    def mask_name(self, image_id: str) -> str:
+        """The mask's file name, such as `<car>_<angle>_mask.gif`; `mask` tells whether there is one."""
+        return self._masks[image_id]
 
     def mask_colors(self, image_id: str) -> int:
         """How many colours the mask's file has in use; two are right, black and one for the car."""
