@@ -18,6 +18,7 @@ from carvana.device import Device
 from carvana.folds import read_folds
 from carvana.geometry import Fit
 from carvana.images import open_test, open_train
+from carvana.journal import HEADER, read_journal
 from carvana.log import read_records
 from carvana.oof import predict_oof
 from carvana.rle import rle_decode
@@ -36,6 +37,7 @@ def workplace(demo, tmp_path_factory):
     """Two trained and evaluated folds in runs/, and a submission; what the scripts printed, by script."""
     root = tmp_path_factory.mktemp("workplace")
     (root / "tiny.yaml").write_text(SETTINGS)
+    (root / "README.md").write_text("\n".join(["# Submissions", *HEADER]) + "\n")
     data, where = ("--input", demo / "input"), ("--runs", root / "runs")
     folds, output = ("--folds", demo / "folds.csv"), root / "tiny.csv.gz"
     steps = {
@@ -66,6 +68,10 @@ def test_submission_is_whole_checked_and_scored(workplace, demo):
     assert "16 rows, checked" in printed["make_submission.py"].stdout
     assert "Dice" in printed["score_submission.py"].stdout
     assert (root / "overlays.jpg").stat().st_size > 1000
+    (row,) = read_journal(root / "README.md")
+    assert (row["file"], row["experiments"], row["folds"]) == ("tiny.csv.gz", "tiny", "0 1")
+    assert row["CV (95 % of cars drawn anew)"].endswith(" of 64 photos")
+    assert row["command"].startswith("`make_submission.py tiny --tta hflip")
 
 
 def test_the_submission_is_the_mean_of_folds_and_views(workplace, demo):

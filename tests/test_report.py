@@ -127,6 +127,13 @@ def test_the_page_needs_nothing_from_elsewhere(report):
         assert expected in text
 
 
+def test_the_script_says_which_experiment_is_better(runs):
+    told = run_script("compare.py", "near", "far", "--runs", runs).stdout.splitlines()
+    assert told[-1] == "far against near: worse"
+    assert "on 64 photos of 4 cars: -0.0" in told[2]
+    assert "0 cars gain, 4 lose; sign test p = 0.125" in told[4]
+
+
 def test_an_experiment_without_evaluation_and_photos_that_are_gone_are_named(demo, runs, tmp_path):
     shutil.copytree(runs / "near", tmp_path / "near")
     (tmp_path / "near" / "oof_masks.csv.gz").unlink()
