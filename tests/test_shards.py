@@ -25,6 +25,7 @@ from carvana.images import Photos, open_test
 from carvana.job import check_size
 from carvana.models import Segmenter, build_model
 from carvana.postprocess import PostProcess
+from carvana.provenance import file_digest
 from carvana.rle import rle_decode
 from carvana.shards import Shard, cut_shard, manifest_path, parse_shard, read_manifest
 from carvana.submission import read_submission
@@ -78,7 +79,7 @@ def whole(demo, runs, tmp_path_factory) -> bytes:
     """The CSV of one uninterrupted command."""
     output = tmp_path_factory.mktemp("whole") / "x.csv"
     make_submission.main(EXPERIMENTS, output, input_root=demo / "input", runs=runs, **OPTIONS)
-    assert os.listdir(output.parent) == ["x.csv"]
+    assert_tidy(output)
     return output.read_bytes()
 
 
@@ -86,8 +87,10 @@ class Killed(BaseException):
     """What no `except` of the code catches, as a kill is."""
 
 
-def leftovers(output: Path) -> list[str]:
-    return sorted(name for name in os.listdir(output.parent) if name != output.name)
+def assert_tidy(output: Path) -> None:
+    """Nothing is beside the output but its manifest."""
+    assert sorted(os.listdir(output.parent)) == [output.name, f"{output.name}.json"]
+    assert read_manifest(manifest_path(output)).digest == file_digest(output)
 
 
 @pytest.mark.parametrize(("i", "n", "photos", "batch", "places"), [
@@ -125,7 +128,7 @@ def test_merged_shards_are_the_whole(predict, whole, demo, tmp_path, suffix):
     assert [read_manifest(manifest_path(part)).photos for part in parts] == [4, 6, 6]
     merge_submissions.main(parts[::-1], tmp_path / "merged.csv", input_root=demo / "input")
     assert (tmp_path / "merged.csv").read_bytes() == whole
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(list(tmp_path.iterdir())) == 8  # each file has its manifest
 
 
 def test_block_and_batch_size_change_no_photo(predict, whole, tmp_path):
@@ -137,7 +140,7 @@ def test_block_and_batch_size_change_no_photo(predict, whole, tmp_path):
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("moment", range(1, 8))  # manifest, four blocks, the joined file, the output
+@pytest.mark.parametrize("moment", range(1, 9))  # manifest, four blocks, the joined file, the output, its manifest
 def test_a_killed_command_continues_to_the_same_bytes(predict, whole, tmp_path, monkeypatch, moment, after):
     output, replace, calls = tmp_path / "x.csv", os.replace, []
 
@@ -152,14 +155,14 @@ def test_a_killed_command_continues_to_the_same_bytes(predict, whole, tmp_path, 
         patch.setattr("os.replace", kill)
         with pytest.raises(Killed):
             predict(output)
-    assert output.exists() == (moment == 7 and after)
+    assert output.exists() == (moment + after > 7)
     kept = len(list(tmp_path.glob("x.csv.parts/block-*.csv")))
     assert kept == min(max(moment - 1 - (not after), 0), 4)
     written = []
     monkeypatch.setattr(Blocks, "write", lambda *call, write=Blocks.write: (written.append(call), write(*call)))
     assert predict(output) == whole
     assert len(written) == 4 - kept
-    assert leftovers(output) == []
+    assert_tidy(output)
 
 
 def test_a_command_killed_while_it_tidies_up(predict, whole, tmp_path, monkeypatch):
@@ -175,7 +178,7 @@ def test_a_command_killed_while_it_tidies_up(predict, whole, tmp_path, monkeypat
         with pytest.raises(Killed):
             predict(output)
     assert predict(output) == whole
-    assert leftovers(output) == []
+    assert_tidy(output)
 
 
 KILL = """
@@ -206,7 +209,7 @@ def test_a_dead_process_leaves_what_another_continues(predict, whole, demo, runs
     assert len([name for name in names if name.startswith("block-")]) == 2
     assert len([name for name in names if name.endswith(".tmp")]) == 1
     assert_same_rows(predict(output), whole)
-    assert leftovers(output) == []
+    assert_tidy(output)
 
 
 def test_two_processes_are_one(whole, demo, runs, tmp_path):
@@ -220,7 +223,7 @@ def test_two_processes_are_one(whole, demo, runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("16 rows, checked") == 1
     assert_same_rows(output.read_bytes(), whole)
-    assert leftovers(output) == []
+    assert_tidy(output)
 
 
 def assert_same_rows(csv: bytes, whole: bytes) -> None:
@@ -240,7 +243,7 @@ def test_hours_stop_between_blocks_with_status_three(predict, whole, tmp_path, c
         told = capsys.readouterr().err
         assert f"stopped before it is whole, {blocks} of 4 blocks are in {output}.parts; give the same command" in told
     assert predict(output, hours=0) == whole
-    assert leftovers(output) == []
+    assert_tidy(output)
 
 
 @pytest.fixture
