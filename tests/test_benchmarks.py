@@ -1,6 +1,7 @@
 """Each benchmark end to end on drawn cars, with seconds of training."""
 
 import json
+import re
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -178,6 +179,19 @@ def test_the_common_way_gives_the_same_masks(trained, capsys):
     theirs, ours = (float(word) for word in printed.partition("true masks ")[2].split(" (")[0].split(" and "))
     assert theirs == pytest.approx(ours, abs=0.02)  # nearly each pixel of an untrained network is in doubt
     assert float(printed.partition(" times as fast")[0].split()[-1]) > 0
+
+
+def test_scale_measures_memory_and_rows(trained, capfd):
+    import scale
+
+    scale.main(**trained, train_cars=None, few=2, many=20, rows=50)
+    printed = capfd.readouterr().out
+    for count in (2, 20):
+        line = next(line for line in printed.splitlines() if line.startswith(f"{count:5} photos"))
+        assert 50 < float(line.split()[2]) < 5000
+        assert re.search(r"  submission\.csv\.gz \d+ kB, submission\.csv\.gz\.json \d+ kB$", line)
+    assert "50 rows of real masks" in printed
+    assert printed.count("reached") >= 2  # written and checked in time
 
 
 def test_rle_times_the_encoders_on_the_same_masks(demo, capsys):

@@ -7,7 +7,7 @@ from carvana.errors import InputError
 from carvana.models import MODELS, build_model
 from carvana.models.attention import SCSE, AttentionGate
 from carvana.models.depthwise import DepthwiseConv2d, replace_slow_depthwise
-from carvana.models.encoder import create_encoder
+from carvana.models.encoder import create_encoder, encoder_parts
 from carvana.models.head import LogitConv
 
 WIDTHS = (8, 8, 8, 8, 8)
@@ -235,6 +235,31 @@ def test_wrong_names_end_in_one_line_with_a_way_out():
     ]:
         with pytest.raises(InputError, match=message):
             small(**settings)
+
+
+@pytest.mark.parametrize("encoder", ["test_efficientnet", "test_resnet", "test_convnext"])
+def test_frozen_parts_keep_weights_and_statistics(encoder):
+    config = ModelConfig(encoder=encoder, decoder_channels=WIDTHS, frozen_parts=2)
+    model = build_model(config, pretrained=False).train()
+    parts = encoder_parts(model.network.encoder)
+    before = [{key: value.clone() for key, value in part.state_dict().items()} for part in parts]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1)
+    model(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)).square().mean().backward()
+    optimizer.step()
+    moved = [
+        any(not torch.equal(value, old[key]) for key, value in part.state_dict().items())
+        for part, old in zip(parts, before, strict=True)
+    ]
+    assert not any(moved[:2])
+    assert all(moved[2:])
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_frozen_parts_must_be_pretrained_and_not_all():
+    with pytest.raises(InputError, match=r"model\.frozen_parts=1: without model\.pretrained they would stay random"):
+        build_model(ModelConfig(encoder="test_resnet", pretrained=False, frozen_parts=1))
+    with pytest.raises(InputError, match=r"model\.frozen_parts=99: test_resnet has \d+, the last one must be trained"):
+        build_model(ModelConfig(encoder="test_resnet", frozen_parts=99), pretrained=False)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import os
 import re
+import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -68,7 +70,8 @@ def predict(demo, runs):
     """make_submission.main with these checkpoints, in this process."""
 
     def call(output: Path, experiments: list[str] = EXPERIMENTS, **options) -> bytes:
-        make_submission.main(experiments, output, input_root=demo / "input", runs=runs, **OPTIONS | options)
+        options = {"runs": runs} | OPTIONS | options
+        make_submission.main(experiments, output, input_root=demo / "input", **options)
         return output.read_bytes()
 
     return call
@@ -210,6 +213,81 @@ def test_a_dead_process_leaves_what_another_continues(predict, whole, demo, runs
     assert len([name for name in names if name.endswith(".tmp")]) == 1
     assert_same_rows(predict(output), whole)
     assert_tidy(output)
+
+
+RANDOM_KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import make_submission
+from carvana.command import run
+
+def predict(output):
+    child = os.fork()  # torch is imported, but has computed nothing yet: there are no threads to lose
+    if child == 0:
+        sys.argv[sys.argv.index("--output") + 1] = str(output)
+        try:
+            run(make_submission.main)
+        finally:
+            os._exit(0)
+    return child
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+folder, draw, kills, number = Path(sys.argv[sys.argv.index("--output") + 1]), random.Random(0), 0, 0
+started = time.monotonic()
+wait(predict(folder / "whole.csv"))
+seconds, whole = time.monotonic() - started, (folder / "whole.csv").read_bytes()
+while kills < 20:
+    output = folder / f"{number}.csv"
+    child = predict(output)
+    time.sleep(draw.uniform(0, seconds))
+    os.kill(child, signal.SIGKILL)
+    kills += wait(child) == -signal.SIGKILL
+    if output.exists():
+        assert output.read_bytes() == whole
+        number += 1
+output = folder / "last.csv" if output.exists() else output
+wait(predict(output))
+assert output.read_bytes() == whole
+print("outputs", number + 1)
+"""
+
+
+def test_kills_at_random_moments_lose_and_change_nothing(demo, runs, tmp_path):
+    """kill -9, twenty times: what is there under the output's name is always the whole and right file."""
+    script = [sys.executable, "-c", RANDOM_KILLS, *command(demo, runs, tmp_path)]
+    done = subprocess.run(script, cwd=SRC, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"outputs \d+$", done.stdout)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(demo, runs, whole, tmp_path):
+    output = tmp_path / "x.csv"
+    script = [sys.executable, str(SRC / "make_submission.py"), *command(demo, runs, output)]
+    limit = len(whole) // 2  # a block is smaller, the joined file is not
+    full = subprocess.run(
+        script, capture_output=True, text=True, timeout=280,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert full.returncode == 2
+    assert re.fullmatch(r"error: .*File too large.*", full.stderr.strip().splitlines()[-1])
+    assert "Traceback" not in full.stderr
+    assert not output.exists()
+    again = subprocess.run(script, capture_output=True, text=True, timeout=280)
+    assert again.returncode == 0, again.stderr
+    assert_same_rows(output.read_bytes(), whole)
+    assert_tidy(output)
+
+
+def test_a_corrupt_checkpoint_is_named_and_nothing_is_written(predict, runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    path = tmp_path / "runs" / "small" / "fold1" / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"fold1/best\.safetensors: not a readable checkpoint"):
+        predict(tmp_path / "x.csv", runs=tmp_path / "runs")
+    assert [file.name for file in tmp_path.iterdir()] == ["runs"]
 
 
 def test_two_processes_are_one(whole, demo, runs, tmp_path):

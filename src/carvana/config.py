@@ -69,6 +69,9 @@ class ModelConfig(Group):
     encoder: str = Field("tf_efficientnet_lite0", description="any timm encoder with features_only")
     pretrained: bool = Field(True, description="ImageNet weights for the encoder")
     weights: str | None = Field(None, description="file, folder, or package:NAME; none is timm's hub")
+    frozen_parts: int = Field(
+        0, ge=0, description="first parts of the encoder (stem, norm, blocks or stages) that stay as pretrained"
+    )
     decoder_channels: tuple[PositiveInt, ...] = Field(
         (256, 128, 64, 32, 16), min_length=1, description="unet, unetplusplus: a width for each halving, deepest first"
     )

@@ -9,6 +9,7 @@ from torch import nn
 from carvana.config import OptimConfig
 from carvana.errors import InputError
 from carvana.models import Segmenter
+from carvana.models.encoder import encoder_parts
 
 
 def build_optimizer(model: Segmenter, config: OptimConfig, num_processes: int = 1) -> torch.optim.Optimizer:
@@ -29,15 +30,6 @@ def build_optimizer(model: Segmenter, config: OptimConfig, num_processes: int = 
         settings = {"share": share, "encoder": part is not rest, "lr": config.lr * share}
         groups += [g | settings for g in param_groups_weight_decay(part, config.weight_decay) if g["params"]]
     return create_optimizer_v2(groups, opt="adamw", lr=config.lr, weight_decay=0.0)
-
-
-def encoder_parts(encoder: nn.Module) -> list[nn.Module]:
-    """The encoder's modules from the photo inwards, sequences opened: stem, then blocks or stages.
-
-    timm's own grouping by layer takes a `features_only` network for a single layer.
-    """
-    children = [list(c.children()) if isinstance(c, nn.Sequential) else [c] for c in encoder.children()]
-    return [part for parts in children for part in parts if any(True for _ in part.parameters())]
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

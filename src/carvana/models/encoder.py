@@ -36,6 +36,15 @@ def create_encoder(name: str, pretrained: bool, weights: str | None = None) -> n
     return encoder
 
 
+def encoder_parts(encoder: nn.Module) -> list[nn.Module]:
+    """The encoder's modules from the photo inwards, sequences opened: stem, then blocks or stages.
+
+    timm's own grouping by layer takes a `features_only` network for a single layer.
+    """
+    children = [list(c.children()) if isinstance(c, nn.Sequential) else [c] for c in encoder.children()]
+    return [part for parts in children for part in parts if any(True for _ in part.parameters())]
+
+
 def find_weights(weights: str, encoder: str) -> Path:
     """The file meant by `model.weights`: a file, a folder holding `<encoder>.*` or `model.*`, or `package:NAME`."""
     package = weights.removeprefix("package:")

@@ -8,7 +8,7 @@ from carvana.config import ModelConfig
 from carvana.errors import InputError
 from carvana.models.checkpointing import CheckpointedNetwork
 from carvana.models.depthwise import replace_slow_depthwise
-from carvana.models.encoder import create_encoder
+from carvana.models.encoder import create_encoder, encoder_parts
 
 
 class EncoderDecoder(CheckpointedNetwork):
@@ -21,8 +21,8 @@ class EncoderDecoder(CheckpointedNetwork):
     """
 
     options = frozenset({
-        "encoder", "pretrained", "weights", "decoder_stride", "logit_upsampling", "upsampling", "stem_channels",
-        "dropout", "deep_supervision", "grad_checkpointing",
+        "encoder", "pretrained", "weights", "frozen_parts", "decoder_stride", "logit_upsampling", "upsampling",
+        "stem_channels", "dropout", "deep_supervision", "grad_checkpointing",
     })  # fmt: skip
     border = 0
 
@@ -35,6 +35,7 @@ class EncoderDecoder(CheckpointedNetwork):
             for child in encoder.children():
                 if getattr(child, "inplace", False):
                     child.inplace = False  # timm before 1.0.31 checkpoints it, which must not overwrite its input
+        self.frozen = freeze_parts(encoder, config)
         info = encoder.feature_info
         self.channels = dict(zip(info.reduction(), info.channels(), strict=True))  # of each stride, finest first
         self.coarsest = max(self.channels)
@@ -49,9 +50,30 @@ class EncoderDecoder(CheckpointedNetwork):
         replace_slow_depthwise(encoder)
         return cls(encoder, config)
 
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
     def decoder_widths(self, config: ModelConfig) -> tuple[int, ...]:
         """`decoder_channels`, one for each of `strides`. Raises InputError if there are too few."""
         given, needed = config.decoder_channels, len(self.strides)
         if len(given) < needed:
             raise InputError(f"model.decoder_channels: {needed} levels needed, {len(given)} given")
         return given[:needed]
+
+
+def freeze_parts(encoder: nn.Module, config: ModelConfig) -> tuple[nn.Module, ...]:
+    """The first parts of the encoder, which need no gradient any more: the costliest ones, as they see most pixels.
+
+    Raises InputError if nothing would be left to train, or if they would stay random.
+    """
+    count, parts = config.frozen_parts, encoder_parts(encoder)
+    if count and not config.pretrained:
+        raise InputError(f"model.frozen_parts={count}: without model.pretrained they would stay random")
+    if count >= len(parts):
+        raise InputError(f"model.frozen_parts={count}: {config.encoder} has {len(parts)}, the last one must be trained")
+    for part in parts[:count]:
+        part.requires_grad_(False)
+    return tuple(parts[:count])
