@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from accelerate import PartialState
 
 from carvana.archive import Archive
 from carvana.blocks import Blocks
@@ -36,7 +35,7 @@ from carvana.command import (
     run,
 )  # fmt: skip
 from carvana.cutouts import find_pictures, write_cutouts
-from carvana.device import Device, local_device, process_state
+from carvana.device import Device, Processes, local_device, process_state
 from carvana.errors import InputError, few
 from carvana.estimate import measure
 from carvana.images import Photos, open_test
@@ -176,7 +175,7 @@ def cut_out(images: Path, masks_out: Path, members: list[Member], choice: Choice
         raise typer.Exit(1)
 
 
-def join_processes() -> PartialState:
+def join_processes() -> Processes:
     """The processes of torchrun. They wait a week for each other: none knows how long the others' photos take."""
     state = process_state(timeout=timedelta(days=7))
     if not state.is_main_process:
@@ -200,7 +199,7 @@ def load_all(paths: dict[str, list[Path]]) -> dict[str, list[Checkpoint]]:
     return {experiment: [load_checkpoint(path) for path in folds] for experiment, folds in paths.items()}
 
 
-def predict_blocks(job: Job, blocks: Blocks, overwrite: bool, state: PartialState, end: float) -> None:
+def predict_blocks(job: Job, blocks: Blocks, overwrite: bool, state: Processes, end: float) -> None:
     """Predicts this process's share of what is missing; the main process writes the file when all is there.
 
     Ends the script with status 3 if something is missing when all processes have come to their end.

@@ -1,7 +1,6 @@
 """What all scripts share: where the repository is, the options that several of them take, how they fail."""
 
 import ctypes
-import os
 import re
 import shlex
 import sys
@@ -13,8 +12,6 @@ from typing import Annotated
 import typer
 
 from carvana.errors import InputError
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # here, as all scripts import this first: no call to PyPI
 
 STOPPED = 3  # exit status: --hours are over, and the same command continues
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>

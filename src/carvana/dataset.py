@@ -2,7 +2,9 @@
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import cv2
 import numpy as np
@@ -109,15 +111,20 @@ def photo_loader(photos: PhotoSet, batch_size: int, num_workers: int, pin_memory
     """Batches of whole photos in order, none left out, as `collate_photos` makes them.
 
     They are loaded ahead in threads, `num_workers` of them: no process has to be started, and no byte sent from one.
+    All of them work on one batch: what a thread takes of one core, a network on all cores loses on each of them.
     """
 
-    def load(places: range) -> tuple:
-        image_ids, images, sizes, masks = collate_photos([photos[place] for place in places])
+    def load(places: range, map_photos: Callable = map) -> tuple:
+        image_ids, images, sizes, masks = collate_photos(list(map_photos(photos.__getitem__, places)))
         return image_ids, [batch.pin_memory() for batch in images] if pin_memory else images, sizes, masks
 
     cv2.setNumThreads(0)  # in each of these threads: the others are the model's
     batches = [range(first, min(first + batch_size, len(photos))) for first in range(0, len(photos), batch_size)]
-    return map_in_threads(load, batches, num_workers, AHEAD) if num_workers else map(load, batches)
+    if not num_workers:
+        yield from map(load, batches)
+        return
+    with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from map_in_threads(partial(load, map_photos=pool.map), batches, threads=1, waiting=AHEAD)
 
 
 def worker_options(num_workers: int) -> dict:

@@ -5,7 +5,7 @@ import sys
 from typing import NamedTuple
 
 import torch
-from accelerate import PartialState
+from accelerate import PartialState as Processes
 
 
 class Device(NamedTuple):
@@ -34,13 +34,13 @@ class Device(NamedTuple):
         return f"{host} MiB and {torch.cuda.max_memory_allocated(self.device) >> 20} MiB on the GPU"
 
 
-def process_state(**options) -> PartialState:
+def process_state(**options) -> Processes:
     """This process among those that torchrun started, or alone; the first call's options are PyTorch's for the group.
 
     accelerate is told when there is no GPU: left to itself, each of torchrun's processes would take itself for the
     only one.
     """
-    return PartialState(cpu=not torch.accelerator.is_available(), **options)
+    return Processes(cpu=not torch.accelerator.is_available(), **options)
 
 
 def local_device() -> Device:

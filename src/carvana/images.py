@@ -128,9 +128,10 @@ class Photos:
             at_least = fit.least
             halved = half_is_enough(data, where, at_least)
             if halved not in decoded:
-                decoded[halved] = decode_image(data, where, at_least)
+                decoded[halved] = decode_image(data, where, at_least if halved else None)
             images.append(fit.image(decoded[halved]))
-        return images, read_size(data, where)
+        whole = decoded.get(False)
+        return images, read_size(data, where) if whole is None else whole.shape[:2]
 
     def with_windows(self, boxes_from: str, windows: dict[str, Window]) -> "Photos":
         """The same photos; where `boxes_from` has found the car in them is known."""
