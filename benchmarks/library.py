@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-import carvana  # noqa: F401  its settings of other libraries come before those
+import carvana.command  # noqa: F401  before PyTorch, which reads its settings once

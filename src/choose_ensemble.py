@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+import carvana.command  # noqa: F401  before PyTorch, which reads its settings once
 from carvana.choice import write_ensemble
 from carvana.command import (
     FOLDS,

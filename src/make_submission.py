@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+import carvana.command  # noqa: F401  before PyTorch, which reads its settings once
 from carvana.archive import Archive
 from carvana.blocks import Blocks
 from carvana.checkpoint import Checkpoint, load_checkpoint
