@@ -72,22 +72,24 @@ class Client:
 
     def submit(self, file: Path, message: str) -> None:
         """Uploads a submission. Raises Brief (it may have arrived) or BuildError (refused)."""
-        told = self._run("competitions", "submit", COMPETITION, "-f", file, "-m", message)
-        if "successfully submitted" not in told.lower():
-            raise fault(f"{file}: not submitted", told)
+        what = f"{file}: not submitted"
+        told = self._run("competitions", "submit", COMPETITION, "-f", file, "-m", message, what=what)
+        if "successfully submitted" not in told.lower():  # some versions end with status 0 all the same
+            raise fault(what, told)
 
     def submitted(self) -> str:
         """The latest submissions, as the client lists them."""
         return self._patiently(lambda: self._run("competitions", "submissions", COMPETITION, "--csv"))
 
-    def _run(self, *arguments: object) -> str:
+    def _run(self, *arguments: object, what: str | None = None) -> str:
         command = [sys.executable, "-m", "kaggle", *map(str, arguments)]
         result = subprocess.run(command, capture_output=True, text=True)
         told = result.stdout + result.stderr
         if "No module named kaggle" in told:
             raise BuildError("Kaggle's client is not installed: pip install -r kernels/requirements.txt")
         if result.returncode != 0:
-            raise Busy(told) if BUSY.search(told) else fault(f"kaggle {' '.join(map(str, arguments[:3]))}", told)
+            what = what or f"kaggle {' '.join(map(str, arguments[:3]))}"
+            raise Busy(told) if BUSY.search(told) else fault(what, told)
         return told
 
     def _patiently(self, call: Callable[[], Result]) -> Result:
