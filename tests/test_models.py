@@ -4,8 +4,10 @@ from torch import nn
 
 from carvana.config import ModelConfig
 from carvana.errors import InputError
-from carvana.models import MODELS, build_model
+from carvana.models import MODELS, build_model, dense
 from carvana.models.attention import SCSE, AttentionGate
+from carvana.models.blocks import ConvNormAct
+from carvana.models.dense import Conv3x3
 from carvana.models.depthwise import DepthwiseConv2d, replace_slow_depthwise
 from carvana.models.encoder import create_encoder, encoder_parts
 from carvana.models.head import LogitConv
@@ -304,3 +306,35 @@ def test_depthwise_convolutions_keep_values_gradients_and_names(size):
         torch.autograd.grad(outputs.float().sum(), [inputs, quick.weight]), expected, strict=True
     ):
         assert torch.allclose(grad, reference, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 9), (1, 8, 1, 1), (3, 4, 64, 96)])  # the last in several products
+def test_dense_convolutions_keep_values_gradients_and_names(shape, monkeypatch):
+    plain, quick = nn.Conv2d(shape[1], 6, 3, padding=1, bias=False), Conv3x3(shape[1], 6)
+    quick.load_state_dict(plain.state_dict())
+    inputs = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(shape[0], 6, *shape[2:])
+    assert torch.equal(quick.eval()(inputs), plain(inputs))
+    monkeypatch.setattr(dense, "is_slow", lambda _: True)  # on any processor
+    outputs = quick.train()(inputs)
+    assert "GradientByProducts" in outputs.grad_fn.name()
+    assert torch.equal(outputs, plain(inputs))
+    expected = torch.autograd.grad((weights * plain(inputs)).sum(), [inputs, plain.weight])
+    for grad, reference in zip(
+        torch.autograd.grad((weights * outputs).sum(), [inputs, quick.weight]), expected, strict=True
+    ):
+        assert torch.allclose(grad, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_dense_convolutions_are_slow_in_float32_without_avx512_only(monkeypatch):
+    inputs = torch.zeros(1, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert dense.is_slow(inputs)
+    assert not dense.is_slow(inputs.contiguous())
+    assert not dense.is_slow(inputs.to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not dense.is_slow(inputs)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert not dense.is_slow(inputs)
+    assert isinstance(ConvNormAct(3, 4)[0], Conv3x3)
+    assert type(ConvNormAct(3, 4, kernel_size=1)[0]) is nn.Conv2d

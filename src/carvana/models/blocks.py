@@ -5,6 +5,7 @@ from torch import nn
 
 from carvana.config import ModelConfig
 from carvana.models.attention import SCSE, AttentionGate
+from carvana.models.dense import Conv3x3
 
 
 class ConvNormAct(nn.Sequential):
@@ -12,7 +13,9 @@ class ConvNormAct(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            Conv3x3(in_channels, out_channels)
+            if kernel_size == 3
+            else nn.Conv2d(in_channels, out_channels, kernel_size, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
