@@ -1,9 +1,9 @@
 """3x3 convolutions that train fast on a CPU in float32.
 
-Where a CPU has no AVX-512, oneDNN takes up to six times as long for the weights' gradient of channels_last tensors as
-for the convolution itself (1.6 to 6 in the decoder of `unet_lite0`, the finest worst). Here it is nine matrix products, one for each place of the
-kernel: for that decoder, four photos of 512x768, 0.60 s a step instead of 1.18 (two cores of a virtual AMD EPYC, AVX2). Meanwhile
-a layer's input and gradient are held twice, which `footprint` does not count.
+Where a CPU has no AVX-512, oneDNN takes 1.6 to 6 times as long for the weights' gradient of channels_last tensors as
+for the convolution itself, longest in the finest layers. Here it is nine matrix products, one for each place of the
+kernel: for the decoder of `unet_lite0`, four photos of 512x768, 0.60 s a step instead of 1.18 (two cores of a virtual
+AMD EPYC, AVX2). Meanwhile a layer's input and gradient are held twice, which `footprint` does not count.
 """
 
 from itertools import product
