@@ -4,6 +4,7 @@ EXPERIMENT ?= unet_lite0
 FOLD ?= all
 TTA ?= hflip
 DEMO := --input runs/demo/input
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-kaggle-image lint folds train evaluate submission
@@ -33,10 +34,10 @@ demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a subm
 	@echo "  runs/demo/overlays.jpg     predicted outlines on the test photos: look at it"
 
 test: .venv/installed-dev  ## Runs the test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 test-kaggle-image: .venv-kaggle/installed  ## Runs the test suite with the library versions of Kaggle's image
-	.venv-kaggle/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-kaggle/bin/python $(PYTEST)
 
 lint: .venv/installed-dev  ## Checks style and formatting
 	$(BIN)/ruff check

@@ -9,6 +9,7 @@ import sys
 import time
 
 import cv2
+import psutil
 import pytest
 import torch
 from conftest import SRC, run_script
@@ -174,9 +175,12 @@ def test_a_killed_run_resumes_to_the_same_weights(workplace, demo):
     log = root / "runs" / "killed" / "fold1" / "log.jsonl"
     while process.poll() is None and len(read_records(log)) < 2:
         time.sleep(0.02)
+    loaders = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 2 <= len(read_records(log)) < 4
+    assert loaders
+    assert not psutil.wait_procs(loaders, timeout=30)[1]  # none goes on
     subprocess.run([*command, "--resume"], check=True, capture_output=True, timeout=200)
     whole, resumed = (
         load_checkpoint(root / "runs" / name / "fold1" / "best.safetensors").model.state_dict()

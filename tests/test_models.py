@@ -323,7 +323,7 @@ def test_dense_convolutions_keep_values_gradients_and_names(shape, monkeypatch):
     for grad, reference in zip(
         torch.autograd.grad((weights * outputs).sum(), [inputs, quick.weight]), expected, strict=True
     ):
-        assert torch.allclose(grad, reference, rtol=1e-4, atol=1e-4)
+        assert (grad - reference).abs().max() < 1e-4 * reference.abs().max()  # sums of many terms that cancel
 
 
 def test_dense_convolutions_are_slow_in_float32_without_avx512_only(monkeypatch):

@@ -1,6 +1,8 @@
 """Photos as tensors. Everything stays uint8 until it is on the device."""
 
-import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +143,15 @@ def worker_options(num_workers: int) -> dict:
 
 
 def quiet_worker(_: int) -> None:
-    """A loader process uses one thread: the others are the model's."""
+    """A loader process uses one thread, as the others are the model's, and ends with the one that it loads for.
+
+    PyTorch's own watch over that sees the death of its parent, the forkserver, which outlives a killed training.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
