@@ -4,7 +4,7 @@ EXPERIMENT ?= unet_lite0
 FOLD ?= all
 TTA ?= hflip
 DEMO := --input runs/demo/input
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-kaggle-image lint folds train evaluate submission
