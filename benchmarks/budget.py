@@ -35,7 +35,7 @@ class Pace(NamedTuple):
 def train_for(config: Config, fold: Fold, minutes: float) -> tuple[Config, list[dict]]:
     """Trains anew for as many whole epochs as fit; returns the configuration with their number, and the log.
 
-    `minutes` are of training: neither calibration nor validation counts. Stages keep their shares of the epochs.
+    `minutes` are of training: neither calibration nor validation counts.
     Raises InputError if there is no time for one epoch of each stage.
     """
     paces = [measure_pace(stage, fold) for stage in config.stages]
@@ -93,23 +93,31 @@ def few_cars(photos: Photos) -> Photos:
 
 
 def plan_epochs(config: Config, paces: list[Pace], minutes: float) -> Config:
-    """The configuration with the most epochs that fit. Raises InputError if one of each stage does not."""
-    fitting = None
-    for total in itertools.count(1):
-        longer = scale_epochs(config, total / config.epochs)
-        stages = zip(longer.stages, paces, strict=True)
-        needed = sum(pace.first + (stage.train.epochs - 1) * pace.later for stage, pace in stages)
-        if needed > PLANNED * 60 * minutes:
-            break
-        fitting = longer
-    if fitting is None:
+    """The configuration with the most epochs that fit. Raises InputError if one of each stage does not.
+
+    What the stages' shares leave of the time goes to whole epochs of the last stage, then of those before it.
+    """
+    left = PLANNED * 60 * minutes - sum(pace.first - pace.later for pace in paces)
+
+    def seconds(epochs: list[int]) -> float:
+        return sum(number * pace.later for number, pace in zip(epochs, paces, strict=True))
+
+    shares = [stage.train.epochs / config.epochs for stage in config.stages]
+    plans = ([max(1, round(total * share)) for share in shares] for total in itertools.count(1))
+    epochs = None
+    for plan in itertools.takewhile(lambda plan: seconds(plan) <= left, plans):
+        epochs = plan
+    if epochs is None:
+        needed = seconds([1] * len(paces)) + 60 * PLANNED * minutes - left
         raise InputError(f"--minutes {minutes:g}: {config.name} needs {needed / PLANNED / 60:.2f} here at least")
-    return fitting
+    for stage in reversed(range(len(paces))):
+        epochs[stage] += max(0, int((left - seconds(epochs)) // paces[stage].later))
+    return with_epochs(config, epochs)
 
 
-def scale_epochs(config: Config, share: float) -> Config:
-    """Each stage's epochs times `share`, but at least 1."""
+def with_epochs(config: Config, epochs: list[int]) -> Config:
+    """The configuration with this number of epochs in each stage, the earlier ones first."""
     settings = config.model_dump(mode="json")
-    for stage in (settings, *settings["earlier_stages"]):
-        stage["train"]["epochs"] = max(1, round(share * stage["train"]["epochs"]))
+    for stage, number in zip((*settings["earlier_stages"], settings), epochs, strict=True):
+        stage["train"]["epochs"] = number
     return parse_config(settings, config.name)
