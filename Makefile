@@ -4,6 +4,7 @@ EXPERIMENT ?= unet_lite0
 FOLD ?= all
 TTA ?= hflip
 DEMO := --input runs/demo/input
+# Test files beside each other, each process with one thread.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

@@ -135,14 +135,14 @@ def worker_options(num_workers: int) -> dict:
     They are forked from a small server, not from this process: after a fork, each page that training writes to is
     copied first, which cost 8 s of an epoch's first step (3 GB, two cores of a virtual Xeon).
     """
-    options = {"num_workers": num_workers, "worker_init_fn": quiet_worker}
+    options = {"num_workers": num_workers, "worker_init_fn": init_worker}
     if num_workers and "forkserver" in multiprocessing.get_all_start_methods():  # not on Windows
         options["multiprocessing_context"] = context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
     return options
 
 
-def quiet_worker(_: int) -> None:
+def init_worker(_: int) -> None:
     """A loader process uses one thread, as the others are the model's, and ends with the one that it loads for.
 
     PyTorch's own watch over that sees the death of its parent, the forkserver, which outlives a killed training.
