@@ -154,7 +154,7 @@ def plot(results: dict[str, dict], path: Path) -> None:
     axes.set_xlabel("minutes of training")
     axes.set_ylabel("Dice per image at photo size, cars never seen")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=len(results))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)
