@@ -35,8 +35,8 @@ class Pace(NamedTuple):
 def train_for(config: Config, fold: Fold, minutes: float) -> tuple[Config, list[dict]]:
     """Trains anew for as many whole epochs as fit; returns the configuration with their number, and the log.
 
-    `minutes` are of training: neither calibration nor validation counts.
-    Raises InputError if there is no time for one epoch of each stage.
+    `minutes` are of training: neither calibration nor validation counts. Raises InputError if there is no time for one
+    epoch of each stage.
     """
     paces = [measure_pace(stage, fold) for stage in config.stages]
     planned = plan_epochs(config, paces, minutes)
@@ -97,21 +97,20 @@ def plan_epochs(config: Config, paces: list[Pace], minutes: float) -> Config:
 
     What the stages' shares leave of the time goes to whole epochs of the last stage, then of those before it.
     """
-    left = PLANNED * 60 * minutes - sum(pace.first - pace.later for pace in paces)
+    available = PLANNED * 60 * minutes
 
     def seconds(epochs: list[int]) -> float:
-        return sum(number * pace.later for number, pace in zip(epochs, paces, strict=True))
+        return sum(pace.first + (number - 1) * pace.later for number, pace in zip(epochs, paces, strict=True))
 
     shares = [stage.train.epochs / config.epochs for stage in config.stages]
     plans = ([max(1, round(total * share)) for share in shares] for total in itertools.count(1))
-    epochs = None
-    for plan in itertools.takewhile(lambda plan: seconds(plan) <= left, plans):
-        epochs = plan
-    if epochs is None:
-        needed = seconds([1] * len(paces)) + 60 * PLANNED * minutes - left
-        raise InputError(f"--minutes {minutes:g}: {config.name} needs {needed / PLANNED / 60:.2f} here at least")
+    fitting = list(itertools.takewhile(lambda epochs: seconds(epochs) <= available, plans))
+    if not fitting:
+        needed = seconds([1] * len(paces)) / PLANNED / 60
+        raise InputError(f"--minutes {minutes:g}: {config.name} needs {needed:.2f} here at least")
+    epochs = fitting[-1]
     for stage in reversed(range(len(paces))):
-        epochs[stage] += max(0, int((left - seconds(epochs)) // paces[stage].later))
+        epochs[stage] += int((available - seconds(epochs)) // paces[stage].later)
     return with_epochs(config, epochs)
 
 
