@@ -15,7 +15,7 @@ help:  ## Lists the targets
 	@echo
 	@echo "  Settings: PYTHON=python3.12 (for a new .venv)  EXPERIMENT=$(EXPERIMENT)  FOLD=$(FOLD)  TTA=$(TTA)"
 
-demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a submission (5 to 10 minutes)
+demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a submission (5 to 11 minutes)
 	$(BIN)/python src/draw_demo_cars.py --output runs/demo/input
 	$(BIN)/python src/create_folds.py $(DEMO) --num-folds 2 --output runs/demo/folds.csv --overwrite
 	$(BIN)/python src/train.py demo --fold all $(DEMO) --folds runs/demo/folds.csv --overwrite
