@@ -5,7 +5,7 @@ FOLD ?= all
 TTA ?= hflip
 DEMO := --input runs/demo/input
 # Test files beside each other, each process with one thread.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-kaggle-image lint folds train evaluate submission
@@ -15,16 +15,16 @@ help:  ## Lists the targets
 	@echo
 	@echo "  Settings: PYTHON=python3.12 (for a new .venv)  EXPERIMENT=$(EXPERIMENT)  FOLD=$(FOLD)  TTA=$(TTA)"
 
-demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a submission (5 to 11 minutes)
-	$(BIN)/python src/draw_demo_cars.py --output runs/demo/input
+demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a submission (4 to 11 minutes)
+	$(BIN)/python src/draw.py demo --output runs/demo/input
 	$(BIN)/python src/create_folds.py $(DEMO) --num-folds 2 --output runs/demo/folds.csv --overwrite
 	$(BIN)/python src/train.py demo --fold all $(DEMO) --folds runs/demo/folds.csv --overwrite
 	$(BIN)/python src/evaluate.py demo --tta hflip $(DEMO) --folds runs/demo/folds.csv
 	$(BIN)/python src/report.py demo $(DEMO)
 	$(BIN)/python src/make_submission.py demo --tta hflip $(DEMO) --output runs/demo/submission.csv.gz
-	$(BIN)/python src/check_submission.py runs/demo/submission.csv.gz $(DEMO)
-	$(BIN)/python src/score_submission.py runs/demo/submission.csv.gz --truth runs/demo/input/test_masks
-	$(BIN)/python src/draw_overlays.py runs/demo/submission.csv.gz $(DEMO) --output runs/demo/overlays.jpg
+	$(BIN)/python src/submission.py check runs/demo/submission.csv.gz $(DEMO)
+	$(BIN)/python src/submission.py score runs/demo/submission.csv.gz --truth runs/demo/input/test_masks
+	$(BIN)/python src/draw.py overlays runs/demo/submission.csv.gz $(DEMO) --output runs/demo/overlays.jpg
 	@echo
 	@echo "Where everything lies:"
 	@echo "  runs/demo/input/           drawn photos, masks, and the test cars' truth"

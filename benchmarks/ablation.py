@@ -4,9 +4,12 @@
 differences are to be seen against.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from unittest import mock
 
 import library  # noqa: F401
 import typer
@@ -14,16 +17,17 @@ from budget import train_for
 from machine import describe_machine, headline
 from results import reuse
 
-from carvana.command import EXPERIMENTS, FOLDS, INPUT, REPOSITORY, CarsOption, FoldsOption, InputOption, run
-from carvana.config import Config
+from carvana import command
+from carvana.config import Config, LossConfig
+from carvana.data.folds import read_folds
+from carvana.data.images import Photos, open_train
 from carvana.device import Device, chosen_precision, process_state
 from carvana.errors import InputError
 from carvana.experiment import load_experiment
-from carvana.folds import read_folds
-from carvana.images import Photos, open_train
 from carvana.log import say, write_json
 from carvana.models import find_model
-from carvana.run import Fold, split_fold
+from carvana.training.losses import Loss, weighted_sum
+from carvana.training.state import Fold, split_fold
 
 VARIANTS = {
     "base": [],
@@ -38,7 +42,7 @@ VARIANTS = {
     "bce_log_dice": ["loss={bce_log_dice: 1}"],
     "border_bce_dice": ["loss={border_bce_dice: 1}"],
     "bce_lovasz": ["loss={bce: 1, lovasz_hinge: 1}"],
-    "hard_targets": ["train.hard_targets=true"],
+    "hard_targets": [],  # masks cut at half coverage: `hard_targets` below
     "no_ema": ["optim.ema_decay=0"],
     "one_size": ["earlier_stages=[]"],
     "whole_photos": ["data.size=[512, 768]", "data.crop=null"],
@@ -53,32 +57,34 @@ VARIANTS = {
 
 def main(
     experiment: Annotated[str, typer.Option(help="The base: a name in src/experiments, or a path.")] = "unet_lite0",
-    input_root: InputOption = INPUT,
-    cars: CarsOption = REPOSITORY / "benchmarks" / "sample_cars.txt",
-    folds_file: FoldsOption = FOLDS,
+    input_root: command.InputOption = command.INPUT,
+    cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
+    folds_file: command.FoldsOption = command.FOLDS,
     fold: Annotated[int, typer.Option(help="The fold whose cars are held out.")] = 0,
     minutes: Annotated[float, typer.Option(min=0.001, help="Of training, for each variant.")] = 10,
     variants: Annotated[str, typer.Option(help="all, or names joined by commas; the base is always one.")] = "all",
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of all variants.")
     ] = (),
-    output: Annotated[Path, typer.Option(help="Folder for runs and results.")] = REPOSITORY / "runs" / "ablation",
+    output: Annotated[Path, typer.Option(help="Folder for runs and results.")] = command.REPOSITORY
+    / "runs"
+    / "ablation",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again what has a result already.")] = False,
 ) -> None:
     configs = build_variants(parse_variants(variants), experiment, list(overrides))
     photos, folds = open_train(input_root, cars), read_folds(folds_file)
     results = {}
     for name, config in configs.items():
-        one = split_fold(photos, folds, fold, output, name)
+        split = split_fold(photos, folds, fold, output, name)
         settings = {
             "minutes": minutes,
             "fold": fold,
-            "folds_digest": one.digest,
+            "folds_digest": split.digest,
             "cars": photos.cars,
             "config": config.model_dump(mode="json"),
         }
         path = output / f"{name}.json"
-        results[name] = reuse(path, settings, overwrite, partial(train_variant, config, one, minutes))
+        results[name] = reuse(path, settings, overwrite, partial(train_variant, config, split, minutes))
     write_json(output / "results.json", results)
     report(results, photos, fold)
     print(f"written: {output}")
@@ -94,11 +100,13 @@ def parse_variants(text: str) -> list[str]:
 
 def build_variants(names: list[str], experiment: str, overrides: list[str]) -> dict[str, Config]:
     """The variants' configurations, without those that change nothing in this experiment."""
-    configs = {name: load_experiment(experiment, EXPERIMENTS, overrides + VARIANTS[name], name) for name in names}
+    configs = {
+        name: load_experiment(experiment, command.EXPERIMENTS, overrides + VARIANTS[name], name) for name in names
+    }
     base = configs["base"]
     for name, config in list(configs.items()):
         find_model(config.model)  # refuses settings that the architecture does not use
-        if name != "base" and config.model_copy(update={"name": base.name}) == base:
+        if name not in ("base", "hard_targets") and config.changed(name=base.name) == base:
             say(f"{name}: is the base itself, left out")
             del configs[name]
     return configs
@@ -107,7 +115,8 @@ def build_variants(names: list[str], experiment: str, overrides: list[str]) -> d
 def train_variant(config: Config, fold: Fold, minutes: float) -> dict:
     """The last epoch's scores, on all held-out photos at photo size, and what they took."""
     say(f"{config.name}: {' '.join(VARIANTS[config.name]) or 'the experiment itself'}")
-    planned, records = train_for(config, fold, minutes)
+    with hard_targets() if config.name == "hard_targets" else nullcontext():
+        planned, records = train_for(config, fold, minutes)
     last = records[-1]
     return {
         "dice": last["dice"],
@@ -118,6 +127,18 @@ def train_variant(config: Config, fold: Fold, minutes: float) -> dict:
         "epochs_planned": [stage.train.epochs for stage in planned.stages],
         "machine": describe_machine(Device(process_state().device, chosen_precision(planned.train.precision))),
     }
+
+
+@contextmanager
+def hard_targets() -> Iterator[None]:
+    """Training in the block sees masks cut at half coverage, as most published solutions do."""
+
+    def rounded(config: LossConfig) -> Loss:
+        loss = weighted_sum(config)
+        return lambda logits, masks: loss(logits, masks.round())
+
+    with mock.patch("carvana.training.fold.weighted_sum", rounded):
+        yield
 
 
 def report(results: dict[str, dict], photos: Photos, fold: int) -> None:
@@ -139,4 +160,4 @@ def report(results: dict[str, dict], photos: Photos, fold: int) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -8,16 +8,17 @@ from typing import NamedTuple
 import library  # noqa: F401
 from torch.utils.data import DataLoader
 
-from carvana.cache import PhotoCache
 from carvana.config import Config, parse_config
-from carvana.engine import train_one_epoch
+from carvana.data.cache import PhotoCache
+from carvana.data.geometry import Fit
+from carvana.data.images import Photos
 from carvana.errors import InputError
-from carvana.images import Photos
-from carvana.learner import Learner, build_learner
 from carvana.log import read_records, say
-from carvana.run import Fold
-from carvana.training import train_fold, train_loader
-from carvana.validation import validate
+from carvana.training.engine import train_one_epoch
+from carvana.training.fold import train_fold, train_loader
+from carvana.training.learner import Learner, build_learner
+from carvana.training.state import Fold
+from carvana.training.validation import validate
 
 CALIBRATION_CARS = 4
 PLANNED = 0.97  # of the time: the rest is for a machine that slows down
@@ -54,9 +55,9 @@ def train_for(config: Config, fold: Fold, minutes: float) -> tuple[Config, list[
 
 def measure_pace(stage: Config, fold: Fold) -> Pace:
     """Trains and validates on a few cars with the loop of the real run."""
-    learner = build_learner(stage.model_copy(update={"earlier_stages": ()}))
+    learner = build_learner(stage.changed(earlier_stages=()))
     train, val = few_cars(fold.train), few_cars(fold.val)
-    photos = PhotoCache(train, stage.data.geometry, stage.data.cache_gib)
+    photos = PhotoCache(train, Fit.of(stage.data), stage.data.cache_gib)
     share = len(fold.train.image_ids) / len(train.image_ids)
     first, later = (measure_epoch(learner, photos, share) for _ in ("decoded", "from the cache"))
     started = time.monotonic()

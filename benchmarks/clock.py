@@ -14,10 +14,10 @@ from race import Race, Trained, score
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from carvana.dataset import to_tensor, worker_options
+from carvana.data.geometry import Fit
+from carvana.data.images import Photos
+from carvana.data.loader import to_tensor, worker_options
 from carvana.device import Device
-from carvana.geometry import Fit
-from carvana.images import Photos
 from carvana.log import say
 from carvana.models import Segmenter
 

@@ -15,45 +15,34 @@ import pandas as pd
 import torch
 import typer
 from machine import describe_machine, headline
-from predict_pipeline import THRESHOLD, load_one, predict_csv, time_call, time_networks
+from predict_pipeline import THRESHOLD, load_batch, predict_csv, time_call, time_networks
 from rle import concatenate
 
-from carvana.checkpoint import Checkpoint, load_checkpoint
-from carvana.command import (
-    INPUT,
-    REPOSITORY,
-    RUNS,
-    BackendOption,
-    BatchOption,
-    CarsOption,
-    InputOption,
-    RunsOption,
-    TtaOption,
-    WorkersOption,
-    run,
-)  # fmt: skip
+from carvana import command
+from carvana.data.images import Photos, open_train
+from carvana.data.loader import Loading
+from carvana.data.rle import rle_decode
 from carvana.device import local_device
-from carvana.images import Photos, open_train
-from carvana.inference import fold_member
+from carvana.evaluation.metrics import dice
+from carvana.evaluation.oof import find_checkpoints
 from carvana.log import progress
-from carvana.metrics import dice
-from carvana.oof import find_checkpoints
-from carvana.rle import rle_decode
-from carvana.submission import read_submission
-from carvana.tta import parse_views
+from carvana.models.checkpoint import Checkpoint, load_checkpoint
+from carvana.prediction.predictor import Predictor, fold_members
+from carvana.prediction.tta import parse_views
+from carvana.submission.csv import read_submission
 
 TIMES_WANTED, DICE_WANTED = 4, 0.0002
 
 
 def main(
     experiment: Annotated[str, typer.Argument(help="A trained experiment, as under runs/.")],
-    tta: TtaOption = "hflip",
-    input_root: InputOption = INPUT,
-    runs: RunsOption = RUNS,
-    cars: CarsOption = REPOSITORY / "benchmarks" / "sample_cars.txt",
-    batch_size: BatchOption = 4,
-    num_workers: WorkersOption = 2,
-    backend: BackendOption = "torch",
+    tta: command.TtaOption = "hflip",
+    input_root: command.InputOption = command.INPUT,
+    runs: command.RunsOption = command.RUNS,
+    cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
+    batch_size: command.BatchOption = 4,
+    num_workers: command.WorkersOption = 2,
+    backend: command.BackendOption = "torch",
     count: Annotated[int, typer.Option(min=1, help="Photos, evenly from those of the cars.")] = 128,
 ) -> None:
     views, device, photos = parse_views(tta), local_device(), open_train(input_root, cars)
@@ -70,10 +59,11 @@ def main(
             lambda: predict_commonly(networks, extracted, Path(folder) / "maps", len(views) > 1, theirs)
         )
         disk = sum(path.stat().st_size for path in (Path(folder) / "maps").rglob("*.png"))
-        member = fold_member([load_checkpoint(path) for path in paths], views, device, backend=backend)
-        loaded = load_one(member, photos, image_ids, batch_size)
-        first = time_networks(member, loaded, 1, device)  # a backend compiles there, once for the whole test set
-        faster = time_call(lambda: predict_csv(member, photos, image_ids, device, batch_size, num_workers, ours))
+        mix = fold_members([load_checkpoint(path) for path in paths], views, device, backend=backend)
+        predictor = Predictor([mix], device, Loading(batch_size, num_workers))
+        images = load_batch(mix[0].fit, photos, image_ids[:batch_size], device)
+        first = time_networks(mix, images, 1, device)  # a backend compiles there, once for the whole test set
+        faster = time_call(lambda: predict_csv(predictor, photos, image_ids, ours))
         theirs_csv, ours_csv = theirs.stat().st_size, ours.stat().st_size
         scores = [score(path, photos) for path in (theirs, ours)]
     print(f"{'':12}{'photos/s':>10}{'kB of maps':>12}{'kB of CSV':>11}  a photo")
@@ -111,11 +101,12 @@ def store_maps(network: Checkpoint, photos: Path, folder: Path, mirrored: bool) 
     model = network.model.eval()
     for photo in progress(sorted(photos.iterdir()), f"fold {network.fold}"):
         image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
-        seen = torch.from_numpy(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)).permute(2, 0, 1)[None]
+        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        images = torch.from_numpy(small).permute(2, 0, 1)[None]
         with torch.no_grad():
-            probs = model(seen).sigmoid()
+            probs = model(images).sigmoid()
             if mirrored:
-                probs = (probs + model(seen.flip(-1)).sigmoid().flip(-1)) / 2
+                probs = (probs + model(images.flip(-1)).sigmoid().flip(-1)) / 2
         whole = cv2.resize(probs[0, 0].numpy(), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         if not cv2.imwrite(str(folder / f"{photo.name}.png"), np.rint(255 * whole).astype(np.uint8)):
             raise OSError(f"{folder}: the disk is full")
@@ -131,4 +122,4 @@ def score(path: Path, photos: Photos) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -19,12 +19,12 @@ from race import Race, Trained
 from torch import nn
 
 from carvana.config import Config, ModelConfig
+from carvana.data.geometry import Fit
 from carvana.errors import InputError
-from carvana.geometry import Fit
-from carvana.learner import build_learner
 from carvana.models import Segmenter, VanillaUNet
 from carvana.models.encoder import create_encoder
-from carvana.state import load_state
+from carvana.training.learner import build_learner
+from carvana.training.state import load_state
 
 
 def train_ours(race: Race) -> Trained:
@@ -39,7 +39,7 @@ def train_ours(race: Race) -> Trained:
     ]
     notes = {"epochs": len(records), "epochs_planned": [stage.train.epochs for stage in planned.stages]}
     photos = count_photos(planned, records)
-    return Trained(learner.ema.module, planned.data.geometry, minutes[-1], photos, points[:-1], notes)
+    return Trained(learner.ema.module, Fit.of(planned.data), minutes[-1], photos, points[:-1], notes)
 
 
 def count_photos(config: Config, records: list[dict]) -> int:
@@ -79,7 +79,7 @@ def smp_unet(config: ModelConfig) -> nn.Module:
     network = smp.Unet(f"tu-{config.encoder}", encoder_weights=None)
     network.encoder.model.load_state_dict(encoder.state_dict())
     network.mean, network.std = encoder.pretrained_cfg["mean"], encoder.pretrained_cfg["std"]
-    network.multiple, network.border = encoder.multiple, 0
+    network.multiple, network.border = max(encoder.feature_info.reduction()), 0
     return network
 
 

@@ -5,4 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-import carvana.command  # noqa: F401  before PyTorch, which reads its settings once
+from carvana.command import set_up
+
+set_up()  # before PyTorch, which reads its settings once

@@ -17,28 +17,18 @@ import torch
 import typer
 from machine import describe_machine, headline
 
-from carvana.archive import Archive
-from carvana.checkpoint import load_checkpoint
-from carvana.command import (
-    INPUT,
-    REPOSITORY,
-    RUNS,
-    BackendOption,
-    BatchOption,
-    CarsOption,
-    InputOption,
-    RunsOption,
-    TtaOption,
-    WorkersOption,
-    run,
-)  # fmt: skip
-from carvana.dataset import PhotoSet, photo_loader
+from carvana import command
+from carvana.data.archive import Archive
+from carvana.data.geometry import Fit
+from carvana.data.images import Photos, open_test
+from carvana.data.loader import Loading, load_photos
 from carvana.device import Device, local_device
-from carvana.images import Photos, open_test
-from carvana.inference import NOTHING, Batch, Encoded, Member, encode_batch, fold_member, predict_runs
-from carvana.oof import find_checkpoints
-from carvana.submission import read_sample, write_submission
-from carvana.tta import parse_views
+from carvana.evaluation.oof import find_checkpoints
+from carvana.models.checkpoint import load_checkpoint
+from carvana.prediction.ensemble import weighted_mean
+from carvana.prediction.predictor import AS_IT_IS, Batch, Mix, Predictor, encode_batch, fold_members
+from carvana.prediction.tta import parse_views
+from carvana.submission.csv import read_sample, write_submission
 
 WANTED = 0.9  # of the bare networks' photos per second
 THRESHOLD = 0.5
@@ -46,79 +36,80 @@ THRESHOLD = 0.5
 
 def main(
     experiment: Annotated[str, typer.Argument(help="A trained experiment, as under runs/.")],
-    tta: TtaOption = "none",
-    input_root: InputOption = INPUT,
-    runs: RunsOption = RUNS,
-    cars: CarsOption = REPOSITORY / "benchmarks" / "sample_test_cars.txt",
-    batch_size: BatchOption = 4,
-    num_workers: WorkersOption = 2,
-    backend: BackendOption = "torch",
+    tta: command.TtaOption = "none",
+    input_root: command.InputOption = command.INPUT,
+    runs: command.RunsOption = command.RUNS,
+    cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_test_cars.txt",
+    batch_size: command.BatchOption = 4,
+    num_workers: command.WorkersOption = 2,
+    backend: command.BackendOption = "torch",
     rounds: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
     views, device, photos = parse_views(tta), local_device(), open_test(input_root, cars_file=cars)
     folds = [load_checkpoint(path) for path in find_checkpoints(runs, experiment)]
-    member = fold_member(folds, views, device, backend=backend)
+    mix = fold_members(folds, views, device, backend=backend)
+    predictor = Predictor([mix], device, Loading(batch_size, num_workers))
     sample = set(read_sample(Archive(input_root).read_file("sample_submission.csv")))
     image_ids = [image_id for image_id in photos.image_ids if photos.name(image_id) in sample]
-    loaded = load_one(member, photos, image_ids, batch_size)
+    images = load_batch(mix[0].fit, photos, image_ids[:batch_size], device)
     print(f"{headline(describe_machine(device))}; {experiment}, {len(folds)} folds x {len(views)} views, {backend}")
-    time_networks(member, loaded, 2, device)  # kernels are chosen, memory is there
-    rates = []
+    time_networks(mix, images, 2, device)  # kernels are chosen, memory is there
+    ratios = []
     for number in range(rounds):
-        bare = len(loaded) * 8 / time_networks(member, loaded, 8, device)
+        bare = len(images) * 8 / time_networks(mix, images, 8, device)
         with TemporaryDirectory() as folder:
-            csv = Path(folder) / "submission.csv.gz"
-            work = partial(predict_csv, member, photos, image_ids, device, batch_size, num_workers, csv)
+            work = partial(predict_csv, predictor, photos, image_ids, Path(folder) / "submission.csv.gz")
             whole = len(image_ids) / time_call(work)
-        rates.append(whole / bare)
+        ratios.append(whole / bare)
         print(f"round {number + 1}: networks alone {bare:.2f} photos a second, zip to CSV {whole:.2f}", flush=True)
-    ratio = statistics.median(rates)
+    ratio = statistics.median(ratios)
     verdict = "reached" if ratio >= WANTED else "MISSED"
     print(f"zip to CSV over networks alone, median: {ratio:.3f} (at least {WANTED} wanted: {verdict})")
     print("what each stage takes by itself, milliseconds a photo; all work side by side:")
-    for name, seconds in time_stages(member, photos, image_ids[: 8 * batch_size], device, loaded).items():
+    for name, seconds in time_stages(mix, photos, image_ids[: 8 * batch_size], device, images).items():
         print(f"  {name:32}{1000 * seconds:8.1f}")
 
 
-def load_one(member: Member, photos: Photos, image_ids: list[str], batch_size: int) -> torch.Tensor:
-    """A batch (N, 3, h, w) uint8."""
-    some = image_ids[:batch_size]
-    _, (images,), _, _ = next(iter(photo_loader(PhotoSet(photos, some, [member.fit], False), batch_size, 0, False)))
-    return images
+def load_batch(fit: Fit, photos: Photos, image_ids: list[str], device: Device) -> torch.Tensor:
+    """(N, 3, h, w) uint8 on the device."""
+    return next(load_photos(photos, image_ids, [fit], device.device, Loading(len(image_ids), 0))).images[fit]
 
 
-def time_networks(member: Member, images: torch.Tensor, batches: int, device: Device) -> float:
+def run_networks(mix: Mix, images: torch.Tensor) -> torch.Tensor:
+    """The weighted mean of a mix whose members see photos alike: (N, 1, h, w)."""
+    return weighted_mean((member.network(images) for member in mix), [member.weight for member in mix])
+
+
+def time_networks(mix: Mix, images: torch.Tensor, batches: int, device: Device) -> float:
     """Seconds for so many batches through all folds and views, on the device before and after."""
-    images = images.to(device.device)
     started = time.monotonic()
     with torch.inference_mode(), device.autocast():
         for _ in range(batches):
-            probs = member.predictor(images)
+            probs = run_networks(mix, images)
     probs.sum().item()  # a GPU has finished now
     return time.monotonic() - started
 
 
-def predict_csv(
-    member: Member, photos: Photos, image_ids: list[str], device: Device, batch_size: int, num_workers: int, path: Path
-) -> None:
+def predict_csv(predictor: Predictor, photos: Photos, image_ids: list[str], path: Path) -> None:
     """The CSV of these photos, by the code of src/make_submission.py."""
-    predicted = predict_runs([member], photos, image_ids, device, THRESHOLD, NOTHING, batch_size, num_workers)
-    write_submission(path, ((photos.name(row.image_id), row.rle) for row in predicted))
+    encoded = predictor.encode(photos, image_ids, THRESHOLD)
+    write_submission(path, ((photos.name(row.image_id), row.rle) for row in encoded))
 
 
 def time_stages(
-    member: Member, photos: Photos, image_ids: list[str], device: Device, loaded: torch.Tensor
+    mix: Mix, photos: Photos, image_ids: list[str], device: Device, images: torch.Tensor
 ) -> dict[str, float]:
     """Seconds a photo of each stage on one thread or device, nothing beside it."""
-    count, size = len(image_ids), photos.image(image_ids[0]).shape[:2]
+    fit, count, size = mix[0].fit, len(image_ids), photos.image(image_ids[0]).shape[:2]
     with torch.inference_mode(), device.autocast():
-        probs = member.predictor(loaded.to(device.device))
-    batch = Batch(photos, [""] * len(loaded), {member.fit: probs}, [size] * len(loaded), [None] * len(loaded))
-    rows = [(photos.name(image_id), row.rle) for image_id, row in zip(image_ids, encode(batch), strict=False)]
+        probs = run_networks(mix, images)
+    batch = Batch([""] * len(images), [{fit: probs}], [size] * len(images), [None] * len(images))
+    encode = partial(encode_batch, batch, THRESHOLD, AS_IT_IS)
+    rows = [(photos.name(image_id), row.rle) for image_id, row in zip(image_ids, encode(), strict=False)]
 
     def read_and_shrink() -> None:
         for image_id in image_ids:
-            photos.fitted(image_id, [member.fit])
+            photos.fitted(image_id, [fit])
 
     def write() -> None:
         with TemporaryDirectory() as folder:
@@ -126,14 +117,10 @@ def time_stages(
 
     return {
         "read, decode, shrink": time_call(read_and_shrink) / count,
-        "networks": time_networks(member, loaded, 4, device) / 4 / len(loaded),
-        "photo size, threshold, runs": time_call(lambda: encode(batch)) / len(loaded),
+        "networks": time_networks(mix, images, 4, device) / 4 / len(images),
+        "photo size, threshold, runs": time_call(encode) / len(images),
         "CSV, compressed": time_call(write) / len(rows),
     }
-
-
-def encode(batch: Batch) -> list[Encoded]:
-    return encode_batch(batch, THRESHOLD, NOTHING)
 
 
 def time_call(function: Callable[[], object]) -> float:
@@ -143,4 +130,4 @@ def time_call(function: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -6,13 +6,14 @@ import library  # noqa: F401
 from torch import nn
 
 from carvana.config import Config
+from carvana.data.geometry import Fit, Size
+from carvana.data.loader import Loading
 from carvana.device import Device
-from carvana.geometry import Fit, Size
-from carvana.inference import Member, predict_photos
-from carvana.metrics import dice
-from carvana.run import Fold
-from carvana.tta import TTA
-from carvana.validation import THRESHOLD
+from carvana.evaluation.metrics import dice
+from carvana.prediction.predictor import Member, Predictor
+from carvana.prediction.tta import TTA
+from carvana.training.state import Fold
+from carvana.training.validation import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,6 @@ class Trained:
 
 def score(model: nn.Module, fit: Fit, race: Race, image_ids: list[str], views: list[str] = ("identity",)) -> list:
     """Dice of each photo, at photo size."""
-    members = [Member(fit, TTA(model.eval(), views))]
-    predictions = predict_photos(members, race.fold.val, image_ids, race.device, masks=True, description="evaluate")
-    return [dice(probs >= THRESHOLD, mask) for _, probs, mask in predictions]
+    predictor = Predictor([[Member(fit, TTA(model.eval(), views))]], race.device, Loading())
+    predictions = predictor.predict(race.fold.val, image_ids, masks=True, description="evaluate")
+    return [dice(prediction.probs >= THRESHOLD, prediction.mask) for prediction in predictions]

@@ -13,9 +13,9 @@ import numpy as np
 import typer
 from machine import processor
 
-from carvana.command import INPUT, REPOSITORY, CarsOption, InputOption, run
-from carvana.images import open_train
-from carvana.rle import rle_encode
+from carvana import command
+from carvana.data.images import open_train
+from carvana.data.rle import rle_encode
 
 REPEATS = 5  # of each mask; the fastest counts
 WANTED = 2.5  # times as fast as `concatenate`
@@ -37,8 +37,8 @@ def pycocotools(mask: np.ndarray) -> str:
 
 
 def main(
-    input_root: InputOption = INPUT,
-    cars: CarsOption = REPOSITORY / "benchmarks" / "sample_cars.txt",
+    input_root: command.InputOption = command.INPUT,
+    cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
     count: Annotated[int, typer.Option(min=1, help="Masks, evenly from those of the cars.")] = 96,
 ) -> None:
     photos = open_train(input_root, cars)
@@ -68,4 +68,4 @@ def time_once(encode, mask: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

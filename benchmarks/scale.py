@@ -20,40 +20,30 @@ import library  # noqa: F401
 import typer
 from machine import processor
 
-from carvana.command import (
-    INPUT,
-    REPOSITORY,
-    RUNS,
-    BackendOption,
-    CarsOption,
-    InputOption,
-    RunsOption,
-    TtaOption,
-    run,
-)  # fmt: skip
+from carvana import command
+from carvana.data.images import Photos, open_test, open_train
+from carvana.data.rle import rle_encode
 from carvana.errors import InputError
-from carvana.faults import find_faults
-from carvana.images import Photos, open_test, open_train
 from carvana.log import progress
-from carvana.rle import rle_encode
-from carvana.submission import write_submission
+from carvana.submission.checker import find_faults
+from carvana.submission.csv import write_submission
 
 ANGLES = 16
 GROWTH_WANTED = 0.05  # of the peak memory, at most
 MINUTES_WANTED = 3, 5  # to write and to check all rows
 MASKS = 96  # that the rows repeat
-CARS_FILE = REPOSITORY / "benchmarks" / "sample_cars.txt"
-TEST_CARS_FILE = REPOSITORY / "benchmarks" / "sample_test_cars.txt"
+CARS_FILE = command.REPOSITORY / "benchmarks" / "sample_cars.txt"
+TEST_CARS_FILE = command.REPOSITORY / "benchmarks" / "sample_test_cars.txt"
 
 
 def main(
     experiment: Annotated[str, typer.Argument(help="A trained experiment, as under runs/.")],
-    tta: TtaOption = "none",
-    input_root: InputOption = INPUT,
-    runs: RunsOption = RUNS,
-    cars: CarsOption = TEST_CARS_FILE,
+    tta: command.TtaOption = "none",
+    input_root: command.InputOption = command.INPUT,
+    runs: command.RunsOption = command.RUNS,
+    cars: command.CarsOption = TEST_CARS_FILE,
     train_cars: Annotated[Path, typer.Option(help="Training cars whose masks the rows repeat.")] = CARS_FILE,
-    backend: BackendOption = "torch",
+    backend: command.BackendOption = "torch",
     few: Annotated[int, typer.Option(min=1, help="Photos of the first prediction.")] = 128,
     many: Annotated[int, typer.Option(min=1, help="Photos of the second one.")] = 2048,
     rows: Annotated[int, typer.Option(min=1, help="Rows to write and check.")] = 100_064,
@@ -75,10 +65,10 @@ def predict(photos: Photos, count: int, arguments: list) -> float:
         data, out = Path(folder) / "input", Path(folder) / "out"
         repeat_photos(photos, count, data)
         out.mkdir()
-        command = [sys.executable, REPOSITORY / "src" / "make_submission.py", *arguments, "--cars", data / "cars.txt"]
-        command += ["--input", data, "--output", out / "submission.csv.gz"]
+        script = command.REPOSITORY / "src" / "make_submission.py"
+        arguments = [*arguments, "--cars", data / "cars.txt", "--input", data, "--output", out / "submission.csv.gz"]
         started = time.monotonic()
-        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *map(str, [script, *arguments])], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - started
         if status:
@@ -119,7 +109,7 @@ def write_and_check(photos: Photos, count: int) -> None:
         path, clock = Path(folder) / "submission.csv.gz", [time.monotonic()]
         write_submission(path, rows())
         clock.append(time.monotonic())
-        faults, _ = find_faults(path, names, masks[0].shape, lambda some: progress(some, "check", count, unit="row"))
+        faults, _ = find_faults(path, names, masks[0].shape)
         clock.append(time.monotonic())
         size = path.stat().st_size / 1e6
     if faults:
@@ -145,4 +135,4 @@ def one_core() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -16,39 +16,30 @@ from machine import describe_machine, headline
 from race import Race, score
 from results import reuse
 
-from carvana.command import (
-    EXPERIMENTS,
-    FOLDS,
-    INPUT,
-    REPOSITORY,
-    CarsOption,
-    FoldsOption,
-    InputOption,
-    TtaOption,
-    parse_size,
-    run,
-)  # fmt: skip
+from carvana import command
+from carvana.data.folds import read_folds
+from carvana.data.images import open_train
 from carvana.device import Device, chosen_precision, process_state
 from carvana.experiment import load_experiment
-from carvana.folds import read_folds
-from carvana.images import open_train
 from carvana.log import replacing, say, write_json
-from carvana.run import split_fold
-from carvana.tta import parse_views
+from carvana.prediction.tta import parse_views
+from carvana.training.state import split_fold
 
 TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.992, 0.994, 0.995, 0.996, 0.997, 0.998)
 
 
 def main(
     experiment: Annotated[str, typer.Option(help="Ours: a name in src/experiments, or a path.")] = "unet_lite0",
-    input_root: InputOption = INPUT,
-    cars: CarsOption = REPOSITORY / "benchmarks" / "sample_cars.txt",
-    folds_file: FoldsOption = FOLDS,
+    input_root: command.InputOption = command.INPUT,
+    cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
+    folds_file: command.FoldsOption = command.FOLDS,
     fold: Annotated[int, typer.Option(help="The fold whose cars are held out.")] = 0,
     minutes: Annotated[float, typer.Option(min=0.001, help="Of training, for each contestant.")] = 30,
     contestants: Annotated[str, typer.Option(help=f"all, or some of {','.join(CONTESTANTS)}.")] = "all",
-    output: Annotated[Path, typer.Option(help="Folder for results and plot.")] = REPOSITORY / "runs" / "time_to_dice",
-    tta: TtaOption = "none",
+    output: Annotated[Path, typer.Option(help="Folder for results and plot.")] = command.REPOSITORY
+    / "runs"
+    / "time_to_dice",
+    tta: command.TtaOption = "none",
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of ours, e.g. optim.lr=3e-4.")
     ] = (),
@@ -57,10 +48,10 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again what has a result already.")] = False,
 ) -> None:
     names, views = parse_contestants(contestants), parse_views(tta)
-    config = load_experiment(experiment, EXPERIMENTS, list(overrides))
-    one = split_fold(open_train(input_root, cars), read_folds(folds_file), fold, output, config.name)
+    config = load_experiment(experiment, command.EXPERIMENTS, list(overrides))
+    split = split_fold(open_train(input_root, cars), read_folds(folds_file), fold, output, config.name)
     device = Device(process_state().device, chosen_precision(config.train.precision))
-    race = Race(one, minutes, config, device, parse_size(smp_size), smp_lr)
+    race = Race(split, minutes, config, device, command.parse_size(smp_size), smp_lr)
     results = {}
     for name in names:
         path, settings = output / f"{name}.json", describe_task(name, race, views)
@@ -161,4 +152,4 @@ def plot(results: dict[str, dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

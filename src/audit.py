@@ -1,6 +1,6 @@
 """Looks at the training data before training: `python src/audit.py`. Exit status 1 if something breaks training.
 
-Writes runs/audit/audit.csv, a row a photo, and runs/audit/audit.html, with pictures of what was found.
+Writes runs/audit/audit.csv, a row a photo, and runs/audit/audit.html, with pictures of what is wrong or odd.
 """
 
 from pathlib import Path
@@ -8,32 +8,29 @@ from typing import Annotated
 
 import typer
 
-from carvana.audit import audit, write_audit
-from carvana.command import INPUT, RUNS, CarsOption, InputOption, run
-from carvana.errors import few
-from carvana.findings import KINDS
-from carvana.images import open_train
+from carvana import command
 
 
 def main(
-    input_root: InputOption = INPUT,
-    cars: CarsOption = None,
-    output: Annotated[Path, typer.Option(help="Folder for the table and the page.")] = RUNS / "audit",
-) -> None:
-    """Looks for what is wrong or odd in the training photos and masks: faults break training, warnings do not."""
+    input_root: command.InputOption = command.INPUT, cars: command.CarsOption = None,
+    output: Annotated[Path, typer.Option(help="Folder for the table and the page.")] = command.RUNS / "audit",
+) -> None:  # fmt: skip
+    from carvana.data.images import open_train
+    from carvana.errors import few
+    from carvana.pages.audit import audit_photos, write_audit
+    from carvana.pages.findings import KINDS
+
     photos = open_train(input_root, cars)
-    found = audit(photos)
-    page = write_audit(output, input_root, photos, found)
-    seen, by_kind = found
-    for kind, some in by_kind.items():
-        names = few(list(dict.fromkeys(finding.name for finding in some)))
-        print(f"{'fault' if KINDS[kind].breaks else 'warning'}: {KINDS[kind].heading}: {len(some)}: {names}")
-    faults = sum(len(some) for kind, some in by_kind.items() if KINDS[kind].breaks)
-    warnings = sum(map(len, by_kind.values())) - faults
-    print(f"{page}: {len(seen)} photos of {len(photos.cars)} cars, {faults} faults, {warnings} warnings")
+    audit = audit_photos(photos)
+    page = write_audit(output, input_root, photos, audit)
+    for kind, findings in audit.findings.items():
+        names = few(list(dict.fromkeys(finding.name for finding in findings)))
+        print(f"{'fault' if KINDS[kind].breaks else 'warning'}: {KINDS[kind].heading}: {len(findings)}: {names}")
+    faults, warnings = audit.count(breaks=True), audit.count(breaks=False)
+    print(f"{page}: {len(photos.image_ids)} photos of {len(photos.cars)} cars, {faults} faults, {warnings} warnings")
     if faults:
         raise typer.Exit(1)
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -1,9 +1,12 @@
-"""What several tests share: a tiny model, a few drawn cars, and a clean accelerate for each test."""
+"""What several tests share: scripts called in process, a tiny model, drawn cars, a clean accelerate for each test."""
 
+import contextlib
+import io
 import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -42,11 +45,27 @@ def tiny():
     return build
 
 
-def run_script(script: str, *arguments: object, check: bool = True, **options) -> subprocess.CompletedProcess:
-    """Runs a script as a user would, from another directory; fails with its output if it fails unexpectedly."""
-    command = [sys.executable, str(SRC / script), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=280, **options)
-    assert not check or result.returncode == 0, result.stdout + result.stderr
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_script(script: str, *arguments: object, check: bool = True, cwd: Path | None = None) -> Result:
+    """Calls a script in this process as `python src/<script>` would; fails with its output if it fails unexpectedly."""
+    output, errors, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [str(SRC / script), *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), contextlib.chdir(cwd or "."):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.argv = before
+        AcceleratorState._reset_state(reset_partial_state=True)
+    result = Result(status, output.getvalue(), errors.getvalue())
+    assert not check or status == 0, result.stdout + result.stderr
     return result
 
 
@@ -63,7 +82,7 @@ def carvana_data() -> Path:
 def demo(tmp_path_factory) -> Path:
     """A folder with input/ (4 drawn training cars and 1 test car, 96x144 pixels) and folds.csv (2 folds)."""
     root = tmp_path_factory.mktemp("demo")
-    few_and_small = ["--train-cars", 4, "--test-cars", 1, "--size", "96x144"]
-    run_script("draw_demo_cars.py", "--output", root / "input", *few_and_small)
+    few_and_small = ["--train-cars", 4, "--test-cars", 1, "--size", "96x144", "--workers", 1]
+    run_script("draw.py", "demo", "--output", root / "input", *few_and_small)
     run_script("create_folds.py", "--input", root / "input", "--num-folds", 2, "--output", root / "folds.csv", cwd=root)
     return root

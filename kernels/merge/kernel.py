@@ -6,15 +6,15 @@
 data = session.find_data()
 shards = session.find_all("shard-*-of-*.csv.gz")
 if not shards:
-    session.fail(f"{session.input}: no shard-1-of-....csv.gz there: attach the submit kernels' outputs")
+    session.fail(f"{session.input}: no shard-1-of-....csv.gz: attach the submit kernels' outputs")
 
 # %% One file, checked
 output, overlays = session.working / "submission.csv.gz", session.working / "overlays.jpg"
 options = ["--input", data]
 cars = ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
-if session.run_script("merge_submissions.py", *shards, "--output", output, *options, *cars) != 0:
+if session.run_script("submission.py", "merge", *shards, "--output", output, *options, *cars) != 0:
     session.fail("the shards cannot be joined; kernel.log says why")
-if session.run_script("draw_overlays.py", output, "--output", overlays, *options) == 0:
+if session.run_script("draw.py", "overlays", output, "--output", overlays, *options) == 0:
     session.show(overlays)
 
 # %% Summary

@@ -6,9 +6,9 @@
 # %% Data and trained folds, from kernels or a dataset
 data = session.find_data()
 experiments, runs = SETTINGS["experiments"], session.scratch / "runs"
-for (experiment, fold), run in session.find_folds(experiments).items():
-    copy_folder(run, runs / experiment / fold)
-    print(f"{experiment}, {fold}: {run}")
+for (experiment, fold), folder in session.find_folds(experiments).items():
+    copy_folder(folder, runs / experiment / fold)
+    print(f"{experiment}, {fold}: {folder}")
 if missing := [name for name in experiments if not (runs / name).exists()]:
     session.fail(f"no trained fold of {', '.join(missing)} in {session.input}; attach the training kernels' outputs")
 options = ["--input", data, "--runs", runs]
@@ -18,7 +18,7 @@ choice = ["--tta", SETTINGS["tta"]]
 if SETTINGS["threshold"] is not None:
     choice += ["--threshold", SETTINGS["threshold"]]
 for name in experiments if SETTINGS["threshold"] is None else []:
-    if session.run_script("merge_oof.py", *session.find_oof(name), "--output", runs / name) != 0:
+    if session.run_script("submission.py", "merge-oof", *session.find_oof(name), "--output", runs / name) != 0:
         session.fail(f"{name}: its out-of-fold tables cannot be joined; kernel.log says why")
 
 # %% Prediction, continuing with the blocks of an earlier session
@@ -35,7 +35,7 @@ if status not in (0, STOPPED):
 
 # %% A look at some masks
 overlays = session.working / "overlays.jpg"
-if status == 0 and session.run_script("draw_overlays.py", output, "--input", data, "--output", overlays) == 0:
+if status == 0 and session.run_script("draw.py", "overlays", output, "--input", data, "--output", overlays) == 0:
     session.show(overlays)
 
 # %% Summary

@@ -8,10 +8,10 @@
 data = session.find_data()
 experiment, folds = SETTINGS["experiment"], SETTINGS["folds"]
 runs = session.working / "runs"
-for (_, fold), run in session.find_folds([experiment]).items():
+for (_, fold), folder in session.find_folds([experiment]).items():
     if fold in [f"fold{number}" for number in folds]:
-        copy_folder(run, runs / experiment / fold)
-        print(f"{fold} continues from {run}")
+        copy_folder(folder, runs / experiment / fold)
+        print(f"{fold} continues from {folder}")
 options = ["--input", data, "--runs", runs]
 options += ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
 settings = [part for override in SETTINGS["overrides"] for part in ("--set", override)]
@@ -21,30 +21,29 @@ if SETTINGS["encoder"]:
 
 # %% Training
 train = [experiment, *options, *settings, "--resume"]
+statuses = []
 if SETTINGS["together"] and session.gpus > 1:
-    statuses = [
-        session.run_script("train.py", *train, "--fold", fold, "--hours", session.hours_left, processes=session.gpus)
-        for fold in folds
-    ]
+    for fold in folds:
+        turn = [*train, "--fold", fold, "--hours", session.hours_left]
+        statuses.append(session.run_script("train.py", *turn, processes=session.gpus))
 else:
-    statuses, slots = [], session.gpus or 2
+    slots = session.gpus or 2
     for first in range(0, len(folds), slots):  # --hours is what is left when a fold's turn comes
-        some = folds[first : first + slots]
-        jobs = {f"fold {fold}": [*train, "--fold", fold, "--hours", session.hours_left] for fold in some}
+        turn = folds[first : first + slots]
+        jobs = {f"fold {fold}": [*train, "--fold", fold, "--hours", session.hours_left] for fold in turn}
         statuses += session.run_side_by_side("train.py", jobs)
 
-# %% Out-of-fold Dice and the worst photos of the folds that are whole
-finished = [fold for fold, status in zip(folds, statuses, strict=True) if status == 0]
+# %% Out-of-fold Dice and the worst photos, once no fold needs more hours
 for fold, status in zip(folds, statuses, strict=True):
     if status not in (0, STOPPED):
         session.fault(f"fold {fold}: train.py ended with status {status}; kernel.log says why")
-if finished and STOPPED not in statuses:
-    views = ["--tta", SETTINGS["tta"]]
+if 0 in statuses and STOPPED not in statuses:
+    views, worst = ["--tta", SETTINGS["tta"]], session.working / "worst.jpg"
     if session.run_script("evaluate.py", experiment, *options, *views) != 0:
-        session.fault("evaluate.py failed")
-    elif session.run_script("draw_worst.py", experiment, *options, "--output", session.working / "worst.jpg") == 0:
-        session.show(session.working / "worst.jpg")
+        session.fault("evaluate.py failed; kernel.log says why")
+    elif session.run_script("draw.py", "worst", experiment, *options, "--output", worst) == 0:
+        session.show(worst)
 
 # %% Summary
 session.status["folds"] = dict(zip(map(str, folds), statuses, strict=True))
-session.end(finished=len(finished) == len(folds))
+session.end(finished=set(statuses) == {0})

@@ -1,1 +1,4 @@
-"""Carvana Image Masking: cut the car out of a studio photo. The nouns; the scripts beside are the verbs."""
+"""Cars cut out of studio photos. The folders are floors: each imports from those before it, never from later ones.
+
+data, models, prediction, evaluation, training, submission, pages; the modules beside them are the ground, known to all.
+"""

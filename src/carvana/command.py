@@ -1,10 +1,14 @@
-"""What all scripts share: where the repository is, the options that several of them take, how they fail."""
+"""What all scripts share: paths of the repository, common options, set-up, and how a script fails.
+
+Nothing imported here takes long, and scripts import PyTorch inside their `main`, so that `--help` is quick.
+"""
 
 import ctypes
 import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,38 +18,32 @@ import typer
 
 from carvana.errors import InputError
 
-# Settings of other libraries, made before these are imported, unless the user has made them.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no call to PyPI
-# On a CPU a thread of PyTorch that waits for the others spins 300,000 times before it sleeps, and keeps its core from
-# the threads that load photos: prediction had 0.887 of the bare networks' photos a second, with this 0.898 and 0.916.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
 STOPPED = 3  # exit status: --hours are over, and the same command continues
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPERIMENTS = REPOSITORY / "src" / "experiments"
+INPUT, RUNS, FOLDS = REPOSITORY / "input", REPOSITORY / "runs", REPOSITORY / "folds" / "folds.csv"
+JOURNAL = REPOSITORY / "submissions" / "log.jsonl"
 
-InputOption = Annotated[
-    Path, typer.Option("--input", help="Folder with the competition's files, as folders or still zipped.")
-]
+InputOption = Annotated[Path, typer.Option("--input", help="The competition's files, in folders or still zipped.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of the training runs.")]
 FoldsOption = Annotated[Path, typer.Option("--folds", help="Table of folds: car,pixels,fold.")]
-CarsOption = Annotated[
-    Path | None, typer.Option("--cars", help="Use only the cars that this file lists, one id a line.")
-]
-TtaOption = Annotated[
-    str | None, typer.Option("--tta", help="Views beside the photo itself: none, hflip, scale1.25, hflip+shift16 ...")
-]
+CarsOption = Annotated[Path | None, typer.Option("--cars", help="Only the cars that this file lists, one id a line.")]
+OverridesOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting: optim.lr=3e-4.")]
+TtaOption = Annotated[str | None, typer.Option("--tta", help="Other views: none, hflip, hflip+scale1.25 ...")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Photos at once on the device.")]
-BackendOption = Annotated[
-    str,
-    typer.Option("--backend", help="What computes: torch, compile (torch.compile), openvino (pip install openvino)."),
+WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Threads that load photos.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="torch, compile (torch.compile) or openvino.")]
+ExperimentsArgument = Annotated[list[str], typer.Argument(help="Names of experiments, as under runs/.")]
+NamesArgument = Annotated[list[str] | None, typer.Argument(help="Trained experiments, as under runs/; or --ensemble.")]
+EnsembleOption = Annotated[Path | None, typer.Option("--ensemble", help="ensemble.json, instead of names.")]
+ThresholdOption = Annotated[
+    float | None, typer.Option("--threshold", min=0, max=1, help="Probability of a car pixel; by default oof.json's.")
 ]
-WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Loader processes.")]
-JournalOption = Annotated[Path, typer.Option("--journal", help="The table of submissions.")]
-
-INPUT, RUNS, FOLDS = REPOSITORY / "input", REPOSITORY / "runs", REPOSITORY / "folds" / "folds.csv"
-JOURNAL = REPOSITORY / "submissions" / "README.md"
+JournalOption = Annotated[Path, typer.Option("--journal", help="The log of submissions.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The submission: .csv, .csv.gz or .zip.")]
+SizeOption = Annotated[str, typer.Option("--size", help="HEIGHTxWIDTH of the photos, or of the network.")]
+HoursOption = Annotated[float | None, typer.Option("--hours", min=0, help="Stop before these are over, with status 3.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier command wrote.")]
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -55,40 +53,50 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def end_of(hours: float | None) -> float:
+    """When so many hours from now are over, as `time.monotonic()` counts; never for None."""
+    return float("inf") if hours is None else time.monotonic() + 3600 * hours
+
+
 def command_line() -> str:
-    """What the user has given, such as `make_submission.py unet_lite0`."""
+    """The command that runs, such as `make_submission.py unet_lite0`."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def run(main: Callable) -> None:
-    """Runs a script's `main` with its arguments; what the user can mend ends in a line and exit status 2."""
-    keep_memory()
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
+def run(script: Callable | typer.Typer) -> None:
+    """Runs a script, given as its `main` or as an app of subcommands.
+
+    An error that the user can mend ends in one line on stderr and exit status 2; any other keeps its traceback.
+    """
+    set_up()
+    app = script if isinstance(script, typer.Typer) else typer.Typer(add_completion=False)
+    app.pretty_exceptions_enable = False
+    if app is not script:
+        app.command(help=script.__globals__["__doc__"])(script)
     try:
-        app()
-    except InputError as error:  # one of a loader process comes wrapped in that process's traceback
-        _fail(str(error).rpartition("InputError: ")[2].strip())
-    except OSError as error:  # a full disk, a folder that may not be written
-        _fail(str(error))
+        return app()
+    except (InputError, OSError) as error:  # a loader process wraps it in a traceback; an OSError is a full disk, say
+        message = str(error).rpartition("InputError: ")[2].strip()
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        _fail("out of memory: give a smaller --batch-size, or set train.batch_size or data.size lower")
-
-
-def keep_memory() -> None:
-    """Tells the allocator not to give freed memory back to the system, which would hand it out page by page again.
-
-    A training step on a CPU allocates and frees gigabytes: unet_lite0 at 256x384 took 0.25 s a photo instead of 0.31
-    (0.37 with PyTorch's huge pages; means of three, two cores of a virtual AMD EPYC without bf16). glibc only.
-    """
-    with suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def _fail(message: str) -> None:
+        message = "out of memory: give a smaller --batch-size, or set train.batch_size or data.size lower"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def set_up() -> None:
+    """Makes settings that other libraries read when they are imported, unless the user has made them.
+
+    glibc's allocator is to keep freed memory; from the system it would come back page by page. A training step on a CPU
+    allocates and frees gigabytes: unet_lite0 at 256x384 took 0.25 s a photo instead of 0.31 (0.37 with PyTorch's huge
+    pages; means of three, two cores of a virtual AMD EPYC without bf16).
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no call to PyPI
+    # On a CPU a thread of PyTorch that waits for the others spins 300,000 times before it sleeps, on a core that the
+    # threads that load photos need: prediction had 0.887 of the bare networks' rate, with this 0.898 and 0.916.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX of glibc's <malloc.h>
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD

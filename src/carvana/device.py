@@ -2,10 +2,15 @@
 
 import resource
 import sys
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 from accelerate import PartialState as Processes
+
+from carvana.log import silence
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}  # by accelerate's name
 
 
 class Device(NamedTuple):
@@ -15,32 +20,36 @@ class Device(NamedTuple):
     precision: str = "no"
 
     def autocast(self) -> torch.autocast:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[self.precision]
-        return torch.autocast(self.device.type, dtype, enabled=self.precision != "no")
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "no")
 
-    def describe(self) -> str:
+    def __str__(self) -> str:
         """Such as `Tesla T4, fp16`."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return f"{name}, {self.precision}"
 
     def peak_memory(self) -> str:
-        """Largest resident set of this process, and on a GPU what tensors took there.
-
-        macOS counts bytes, Linux KiB.
-        """
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform != "darwin" else 1024**2)
+        """Largest resident set of this process, and on a GPU what tensors took there."""
+        unit = 1024**2 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        host = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit} MiB"
         if self.device.type != "cuda":
-            return f"{host} MiB"
-        return f"{host} MiB and {torch.cuda.max_memory_allocated(self.device) >> 20} MiB on the GPU"
+            return host
+        return f"{host} and {torch.cuda.max_memory_allocated(self.device) >> 20} MiB on the GPU"
 
 
 def process_state(**options) -> Processes:
-    """This process among those that torchrun started, or alone; the first call's options are PyTorch's for the group.
+    """This process among those that torchrun started, or alone. The first call's options go to PyTorch's process group.
 
-    accelerate is told when there is no GPU: left to itself, each of torchrun's processes would take itself for the
-    only one.
+    Without a GPU accelerate needs `cpu=True`: each of torchrun's processes would take itself for the only one.
     """
     return Processes(cpu=not torch.accelerator.is_available(), **options)
+
+
+def join_processes() -> Processes:
+    """The processes of torchrun, of which one prints. They wait up to a week for one another's photos."""
+    state = process_state(timeout=timedelta(days=7))
+    if not state.is_main_process:
+        silence()
+    return state
 
 
 def local_device() -> Device:

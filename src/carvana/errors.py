@@ -2,10 +2,9 @@
 
 
 class InputError(Exception):
-    """What the user gave cannot be used.
+    """What the user gave cannot be used. Scripts print the message and exit with status 2, without a traceback.
 
-    The message names the file or key, what is wrong with it and the remedy, in one line; several faults are
-    listed one a line. Scripts print it and exit with status 2, without a traceback.
+    It names the file or key, what is wrong with it and the remedy, in one line; several faults are listed one a line.
     """
 
 

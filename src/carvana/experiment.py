@@ -11,7 +11,7 @@ from carvana.errors import InputError
 def load_experiment(experiment: str, folder: Path, overrides: list[str] = (), name: str | None = None) -> Config:
     """Reads `<folder>/<experiment>.yaml` (or a path to a YAML file) and applies `group.key=value` overrides.
 
-    Raises InputError, one line a fault, naming key, value and what is allowed.
+    Raises InputError, one line a fault.
     """
     path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else folder / f"{experiment}.yaml"
     if not path.is_file():

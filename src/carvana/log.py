@@ -1,4 +1,4 @@
-"""What a run tells: lines for people, progress bars, JSON lines for programs; and files that appear whole."""
+"""Output: lines and progress bars for people, JSON for programs, and files that appear whole or not at all."""
 
 import json
 import logging
@@ -21,26 +21,20 @@ def say(message: str) -> None:
 
 
 def silence() -> None:
-    """Leaves the talking to another process: no lines and no bars from this one."""
+    """No lines and no bars from this process: another one prints them."""
     LOGGER.setLevel(logging.WARNING)
 
 
-def progress(items: Iterable, description: str, total: int | None = None, unit: str = "photo", **options):
-    """A bar with rate and time left; in a log file it is renewed every half minute instead of five times a second."""
+def progress(items: Iterable, description: str, total: int | None = None, unit: str = "photo"):
+    """A bar with rate and time left, renewed five times a second on a terminal, every half minute elsewhere."""
     interval = 0.2 if sys.stderr.isatty() else 30.0
-    options = {
-        "dynamic_ncols": True,
-        "leave": False,
-        "mininterval": interval,
-        "maxinterval": interval,
-    } | options
-    options["disable"] = not LOGGER.isEnabledFor(logging.INFO)
-    return tqdm(items, desc=description, total=total, unit=unit, **options)
+    options = {"dynamic_ncols": True, "leave": False, "mininterval": interval, "maxinterval": interval}
+    return tqdm(items, description, total, unit=unit, disable=not LOGGER.isEnabledFor(logging.INFO), **options)
 
 
 @contextmanager
 def replacing(path: Path):
-    """Gives a temporary path beside `path`, renamed to it when the block ends well and removed when it does not."""
+    """A temporary path beside `path`, renamed to it when the block ends and removed when the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -51,7 +45,6 @@ def replacing(path: Path):
 
 
 def write_records(path: Path, records: list[dict]) -> None:
-    """Writes one JSON line a record."""
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 

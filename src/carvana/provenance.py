@@ -4,30 +4,21 @@ import functools
 import hashlib
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKED = Path(__file__).resolve().parents[2] / "COMMIT"  # written by kernels/build.py: its code has no repository
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "albumentations",
-    "opencv-python-headless",
-    "accelerate",
-    "numpy",
-)
+LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "accelerate", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Python's and the libraries' versions; a library under another distribution's name is left out."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[library] = version(library)
+    return installed
 
 
 @functools.cache  # src/train.py asks at its start: what is committed while it trains is not what trains
@@ -35,16 +26,12 @@ def git_commit() -> str:
     """The commit of this code, `-dirty` if tracked files in src/ differ from it; `unknown` outside a repository."""
     if PACKED.is_file():
         return PACKED.read_text().strip()
+    ask = functools.partial(subprocess.run, cwd=PACKED.parent / "src", capture_output=True, text=True, check=True)
     try:
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".")
-        return _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+        changed = ask(["git", "status", "--porcelain", "--untracked-files=no", "--", "."]).stdout
+        return ask(["git", "rev-parse", "HEAD"]).stdout.strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    folder = Path(__file__).resolve().parents[1]
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def file_digest(path: Path) -> str:

@@ -1,10 +1,9 @@
-"""Networks by name, and the one way to build them from a configuration."""
+"""Networks, their parts and their checkpoints. This file holds the networks by name, and the one way to build them."""
 
 from carvana.config import ModelConfig
 from carvana.errors import InputError
-from carvana.models.encoder_decoder import EncoderDecoder
 from carvana.models.linknet import LinkNet
-from carvana.models.segmenter import Segmenter
+from carvana.models.network import EncoderDecoder, Segmenter
 from carvana.models.unet import UNet
 from carvana.models.unetplusplus import UNetPlusPlus
 from carvana.models.vanilla_unet import VanillaUNet
@@ -15,12 +14,18 @@ MODELS = {"unet": UNet, "vanilla_unet": VanillaUNet, "unetplusplus": UNetPlusPlu
 def find_model(config: ModelConfig) -> type[EncoderDecoder] | type[VanillaUNet]:
     """The class of the configured architecture.
 
-    Raises InputError if there is none of that name, or if it does not use a setting that was changed.
+    Raises InputError if no architecture has that name, or if a setting was changed that it does not use.
     """
     if config.architecture not in MODELS:
         raise InputError(f"model.architecture={config.architecture}: choose from {', '.join(MODELS)}")
     model = MODELS[config.architecture]
-    if faults := [_refusal(config, key) for key in _changed(config) if key not in model.options]:
+    faults = []
+    for key, value in config.model_dump(exclude={"architecture"}, exclude_defaults=True).items():
+        if key not in model.options:
+            users = ", ".join(name for name, other in MODELS.items() if key in other.options)
+            wrong = f"model.{key}={value}: {config.architecture} does not use it, only {users}"
+            faults.append(f"{wrong}: leave it at {ModelConfig.model_fields[key].default}")
+    if faults:
         raise InputError("\n".join(faults))
     return model
 
@@ -29,23 +34,6 @@ def build_model(config: ModelConfig, pretrained: bool = True) -> Segmenter:
     """A model from uint8 images (N, 3, H, W) to logits (N, 1, H, W), for any height and width.
 
     In training with `deep_supervision`, further channels hold the logits of coarser levels.
-    `pretrained=False` leaves the encoder's weights random whatever the configuration says: for checkpoints.
+    `pretrained=False` overrides the configuration: the encoder gets random weights, since a checkpoint follows.
     """
-    return Segmenter(find_model(config).from_config(config, pretrained))
-
-
-def _changed(config: ModelConfig) -> list[str]:
-    """The settings, other than the architecture, that are not the default."""
-    fields = ModelConfig.model_fields.items()
-    return [key for key, field in fields if key != "architecture" and getattr(config, key) != field.default]
-
-
-def _refusal(config: ModelConfig, key: str) -> str:
-    """One line: the setting, the architecture that does not use it, those that do, and what to leave it at."""
-    users = ", ".join(name for name, model in MODELS.items() if key in model.options)
-    default = ModelConfig.model_fields[key].default
-    unused = f"model.{key}={getattr(config, key)}: {config.architecture} does not use it"
-    return f"{unused}, only {users}: leave it at {default}"
-
-
-__all__ = ["MODELS", "LinkNet", "Segmenter", "UNet", "UNetPlusPlus", "VanillaUNet", "build_model", "find_model"]
+    return Segmenter(find_model(config)(config, pretrained))

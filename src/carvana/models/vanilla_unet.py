@@ -1,8 +1,4 @@
-"""The U-Net of the paper (Ronneberger, Fischer, Brox: U-Net, MICCAI 2015), with BatchNorm.
-
-Convolutions keep the size, so that logits come at the input's size; the context that the paper takes from beyond
-the border by mirroring is added by `Segmenter`: `border` pixels on each side.
-"""
+"""The U-Net of the paper (Ronneberger, Fischer, Brox: U-Net, MICCAI 2015), with BatchNorm."""
 
 from itertools import pairwise
 
@@ -11,7 +7,7 @@ from torch import nn
 
 from carvana.config import ModelConfig
 from carvana.models.blocks import ConvNormAct, upsampling
-from carvana.models.checkpointing import CheckpointedNetwork
+from carvana.models.network import Network
 
 
 class DoubleConv(nn.Sequential):
@@ -47,34 +43,30 @@ class OutConv(nn.Conv2d):
         super().__init__(in_channels, 1, kernel_size=1)
 
 
-class VanillaUNet(CheckpointedNetwork):
-    """Five levels of widths w, 2w, 4w, 8w, 16w (w = 64 in the paper) at strides 1 to 16; random weights."""
+class VanillaUNet(Network):
+    """Five levels of widths w, 2w, 4w, 8w, 16w (w = 64 in the paper) at strides 1 to 16; random weights.
 
-    options = frozenset({"base_width", "border", "upsampling", "grad_checkpointing", "pretrained"})  # never pretrained
+    Convolutions keep the size. As in the paper, `border` pixels beyond each side are mirrored: `Segmenter` adds them.
+    """
+
+    options = frozenset({"base_width", "border", "upsampling", "grad_checkpointing", "pretrained"})
     multiple = 16
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, pretrained: bool = False):  # there are no such weights
         super().__init__(config.grad_checkpointing)
-        self.border, base_width = config.border, config.base_width
-        widths = [base_width << level for level in range(5)]
-        steps = list(pairwise(widths))
-        self.stem = DoubleConv(3, base_width)
+        self.border, width, how = config.border, config.base_width, config.upsampling or "bilinear"
+        steps = list(pairwise(width << level for level in range(5)))
+        self.stem = DoubleConv(3, width)
         self.contracting = nn.ModuleList(Down(fine, coarse) for fine, coarse in steps)
-        self.expanding = nn.ModuleList(
-            Up(coarse, fine, config.upsampling or "bilinear") for fine, coarse in reversed(steps)
-        )
-        self.head = OutConv(base_width)
-
-    @classmethod
-    def from_config(cls, config: ModelConfig, pretrained: bool) -> "VanillaUNet":
-        return cls(config)  # no encoder, nothing pretrained
+        self.expanding = nn.ModuleList(Up(coarse, fine, how) for fine, coarse in reversed(steps))
+        self.head = OutConv(width)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features, skips = self.run(self.stem, images), []  # (N, w, H, W)
+        features, skips = self.compute(self.stem, images), []  # (N, w, H, W)
         for down in self.contracting:
             skips.append(features)
-            features = self.run(down, features)
-        for up in self.expanding:  # from (N, 16w, H/16, W/16)
-            features = self.run(up, features, skips.pop())
+            features = self.compute(down, features)
+        for up in self.expanding:  # from (N, 16w, H / 16, W / 16)
+            features = self.compute(up, features, skips.pop())
         return self.head(features)

@@ -14,12 +14,12 @@ let shown = STEP;
 let opened = -1; // place in `viewable()`
 
 function make(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
 }
 
-function describe(row) {
+function titleOf(row) {
   return `${row.image_id}, fold ${row.fold}, Dice ${row.dice.toFixed(5)}`;
 }
 
@@ -35,19 +35,19 @@ function select() {
 }
 
 function draw() {
-  const some = matching.slice(0, shown);
-  element("table").tBodies[0].replaceChildren(...some.map((row) => {
+  const listed = matching.slice(0, shown);
+  element("table").tBodies[0].replaceChildren(...listed.map((row) => {
     const name = pictureOf.has(row.number) ? openButton(row, row.image_id) : row.image_id;
     const cells = [row.angle, row.fold, row.dice.toFixed(5), row.extra, row.missed, (100 * row.area).toFixed(1)];
     return make("tr", {}, make("td", {}, name), ...cells.map((text) => make("td", { className: "number" }, `${text}`)));
   }));
   element("tiles").replaceChildren(...viewable().map((row) => {
-    const image = make("img", { src: pictureOf.get(row.number).thumbnail, alt: `errors of ${describe(row)}`, loading: "lazy" });
+    const image = make("img", { src: pictureOf.get(row.number).thumbnail, alt: `errors of ${titleOf(row)}`, loading: "lazy" });
     const tile = openButton(row, image, make("span", {}, row.image_id), make("span", {}, `Dice ${row.dice.toFixed(5)}`));
     tile.className = "tile";
     return tile;
   }));
-  element("count").textContent = `${some.length} of ${matching.length} photos, ${viewable().length} with a picture`;
+  element("count").textContent = `${listed.length} of ${matching.length} photos, ${viewable().length} with a picture`;
   element("more").hidden = matching.length <= shown;
   for (const head of document.querySelectorAll("th[data-key]")) {
     if (head.dataset.key === sorting.key) head.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
@@ -74,9 +74,9 @@ function decode(rle, size) {
 
 // Photo and masks at photo size; the newest picture that was asked for wins.
 async function show(place) {
-  const some = viewable();
-  opened = (place + some.length) % some.length;
-  const row = some[opened];
+  const choice = viewable();
+  opened = (place + choice.length) % choice.length;
+  const row = choice[opened];
   const picture = pictureOf.get(row.number);
   if (!element("viewer").open) element("viewer").showModal();
   const photo = new Image();
@@ -94,8 +94,8 @@ async function show(place) {
   context.drawImage(photo, left, top, wide, high, 0, 0, wide, high);
   const layer = document.querySelector("input[name=layer]:checked").value;
   if (layer !== "photo") paint(context, picture, layer, [top, left, high, wide]);
-  const text = `${describe(row)}: ${row.extra} pixels too much (red), ${row.missed} missed (blue)`;
-  element("caption").textContent = `${opened + 1} of ${some.length}. ${text}`;
+  const text = `${titleOf(row)}: ${row.extra} pixels too much (red), ${row.missed} missed (blue)`;
+  element("caption").textContent = `${opened + 1} of ${choice.length}. ${text}`;
   canvas.setAttribute("aria-label", `${layer} of ${text}${zoomed ? ", its worst place enlarged" : ""}`);
   canvas.dataset.drawn = `${row.image_id} ${layer} ${zoomed ? "worst" : "whole"}`;
 }

@@ -1,0 +1,51 @@
+"""The settings of a kernel, checked before anything is sent to Kaggle."""
+
+import re
+
+from carvana.command import EXPERIMENTS
+from carvana.errors import InputError
+from carvana.experiment import load_experiment
+
+
+def train_settings(
+    experiment: str, folds: list[int], overrides: list[str], tta: str, hours: float, together: bool
+) -> dict:
+    """What train/kernel.py reads."""
+    return {
+        "experiment": experiment, "folds": folds, "overrides": overrides,
+        "encoder": encoder_of(experiment, overrides), "tta": tta, "hours": hours, "together": together,
+    }  # fmt: skip
+
+
+def submit_settings(
+    experiments: list[str], shard: tuple[int, int], tta: str, threshold: float | None, hours: float
+) -> dict:
+    """What submit/kernel.py reads."""
+    return {"experiments": experiments, "shard": list(shard), "tta": tta, "threshold": threshold, "hours": hours}
+
+
+def encoder_of(experiment: str, overrides: list[str]) -> str | None:
+    """The timm encoder whose pretrained weights an experiment needs, or None. Raises InputError for a wrong setting."""
+    model = load_experiment(str(EXPERIMENTS / f"{experiment}.yaml"), EXPERIMENTS, overrides).model
+    return model.encoder if model.pretrained and model.architecture != "vanilla_unet" else None
+
+
+def parse_folds(text: str) -> list[int]:
+    """`0-4`, `0,2` or `3`."""
+    folds = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d)(?:-(\d))?", part.strip())
+        if not match:
+            raise InputError(f"--folds {text}: give 0-4, 0,2 or 3")
+        folds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if not folds or len(set(folds)) != len(folds):
+        raise InputError(f"--folds {text}: give each fold once")
+    return folds
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`1/4` is shard 1 of 4."""
+    match = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise InputError(f"--shard {text}: give i/n with i from 1 to n, such as 1/4")
+    return int(match[1]), int(match[2])

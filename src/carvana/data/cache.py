@@ -1,0 +1,122 @@
+"""Photos and masks at network size, decoded once in a run: loaders read them instead of JPEG and GIF files."""
+
+import errno
+import fcntl
+import math
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from carvana.data.geometry import Fit
+from carvana.data.images import Photos
+from carvana.log import say
+
+GIB = 2**30
+LEFT_FREE = GIB  # of the disk, for checkpoints and logs
+PREFIX, SUFFIX = "carvana-", ".cache"
+YOUNG = 60  # seconds: a file without a lock is not a dead run's yet
+DONE = b"\1"
+
+
+class PhotoCache:
+    """Photos and masks at network size by index; up to `gib` of them are kept in a temporary file when first decoded.
+
+    The processes that it is forked or pickled into read and write the same file. The file is removed with the cache
+    that made it, or by the next run if its run was killed. Without room on the disk nothing is kept.
+
+    The file is one byte (the disk was full), one byte an item (it is complete), the items. An item's byte is written
+    last: a process may be killed, or two write the same item, and no half item is ever read. A full disk is an error
+    that can be handled; through a memory map it would kill the process. The system's page cache makes it as fast.
+    """
+
+    def __init__(self, photos: Photos, fit: Fit, gib: float):
+        self.photos, self.fit, self.image_ids = photos, fit, photos.image_ids
+        self._item_bytes = 4 * math.prod(fit.size)
+        self._count = min(len(self.image_ids), int(gib * GIB) // self._item_bytes)
+        self._path = self._create_file() if self._count else None
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (h, w, 3) and mask (h, w), 255 times the coverage, both uint8 and the caller's own."""
+        is_kept = self._path and 0 <= index < self._count
+        if is_kept and (item := self._read(index)):
+            return item
+        image_id = self.image_ids[index]
+        mask = self.fit.mask(self.photos.mask(image_id))
+        (image,), _ = self.photos.fitted(image_id, [self.fit])
+        if is_kept:
+            self._write(index, image, mask)
+        return image, mask
+
+    def _create_file(self) -> Path | None:
+        """A sparse file, None if the disk has no room for it."""
+        needed, folder = self._count * self._item_bytes, Path(tempfile.gettempdir())
+        try:
+            remove_leftovers(folder)
+            free = shutil.disk_usage(folder).free
+            if free < needed + LEFT_FREE:
+                raise OSError(errno.ENOSPC, f"{free / GIB:.1f} GiB free, {(needed + LEFT_FREE) / GIB:.1f} needed")
+            descriptor, name = tempfile.mkstemp(SUFFIX, PREFIX, folder)
+            weakref.finalize(self, _remove, Path(name), descriptor, os.getpid())
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # held until this process and all forked from it are gone
+            os.write(descriptor, bytes(1 + self._count))
+            os.ftruncate(descriptor, 1 + self._count + needed)
+        except OSError as error:
+            say(f"{folder}: no cache ({error.strerror}), photos are decoded each epoch; data.cache_gib=0 asks for none")
+            return None
+        return Path(name)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        image, mask = np.empty((*self.fit.size, 3), np.uint8), np.empty(self.fit.size, np.uint8)
+        with suppress(OSError), self._path.open("rb", buffering=0) as file:
+            file.seek(1 + index)
+            if file.read(1) == DONE:
+                file.seek(1 + self._count + index * self._item_bytes)
+                if file.readinto(image) == image.nbytes and file.readinto(mask) == mask.nbytes:
+                    return image, mask
+        return None
+
+    def _write(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
+        """Keeps an item; when the disk is full, says so once and keeps no more."""
+        with suppress(OSError), self._path.open("r+b", buffering=0) as file:  # it is gone when the run ends
+            if file.read(1) == DONE:
+                return
+            try:
+                self._write_item(file, index, image, mask)
+            except OSError as error:
+                file.seek(0)
+                file.write(DONE)
+                say(f"{self._path}: {error.strerror}; photos not in this cache yet are decoded each epoch")
+
+    def _write_item(self, file: FileIO, index: int, image: np.ndarray, mask: np.ndarray) -> None:
+        file.seek(1 + self._count + index * self._item_bytes)
+        for pixels in (image, mask):
+            if file.write(np.ascontiguousarray(pixels)) != pixels.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file.seek(1 + index)
+        file.write(DONE)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the files that nobody holds a lock on: their runs were killed."""
+    for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        with suppress(OSError), path.open("rb") as file:  # locked, another user's, or just removed by another run
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - path.stat().st_mtime > YOUNG:
+                path.unlink()
+
+
+def _remove(path: Path, descriptor: int, owner: int) -> None:
+    """Removes the file in the process that made it; one forked from it only forgets it."""
+    if os.getpid() == owner:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)

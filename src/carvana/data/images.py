@@ -1,0 +1,186 @@
+"""Photos and their masks: `<car>_<angle>.jpg` and `<car>_<angle>_mask.gif`, as arrays."""
+
+import re
+from collections.abc import Iterable, Iterator
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+
+from carvana.data.archive import Archive, Part
+from carvana.data.decoding import count_colors, decode_image, decode_mask, half_is_enough, read_size
+from carvana.data.geometry import Fit, Size
+from carvana.errors import InputError, few
+from carvana.log import progress
+
+IMAGE_ID = re.compile(r"(?P<car>.+)_(?P<angle>0[1-9]|1[0-6])")
+PHOTO_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})\.(jpg|jpeg|png)")
+MASK_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})_mask\.(gif|png)")
+LISTED_FAULTS = 50
+
+
+def car_of(image_id: str) -> str:
+    """The car in `<car>_<angle>`; InputError if the name is not of that form."""
+    return _match(image_id)["car"]
+
+
+def angle_of(image_id: str) -> int:
+    """The angle in `<car>_<angle>`, 1 to 16; InputError if the name is not of that form."""
+    return int(_match(image_id)["angle"])
+
+
+def _match(image_id: str) -> re.Match:
+    if match := IMAGE_ID.fullmatch(image_id):
+        return match
+    raise InputError(f"{image_id}: not of the form <car>_<angle> with an angle from 01 to 16")
+
+
+def read_cars(path: Path) -> list[str]:
+    """The cars that a file lists, one id a line with `#` comments, each once. Raises InputError if it lists none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a text file with one car id a line") from error
+    cars = [car for line in text.splitlines() if (car := line.partition("#")[0].strip())]
+    if not cars:
+        raise InputError(f"{path}: lists no car; write one id a line")
+    return list(dict.fromkeys(cars))
+
+
+def open_train(root: Path, cars_file: Path | None = None) -> "Photos":
+    """The training photos and masks in `root`, of the cars that `cars_file` lists or of all."""
+    archive = Archive(root)
+    photos = Photos(archive.part("train"), archive.part("train_masks"))
+    return photos if cars_file is None else photos.select(read_cars(cars_file))
+
+
+def open_test(root: Path, part: str = "test", cars_file: Path | None = None) -> "Photos":
+    """The photos of a part without masks, of the cars that `cars_file` lists or of all."""
+    photos = Photos(Archive(root).part(part))
+    return photos if cars_file is None else photos.select(read_cars(cars_file))
+
+
+class Photos:
+    """The photos of a part, with their masks if `mask_part` is given; of `cars` only, if given.
+
+    Raises InputError if `photo_part` holds no photo, and later for a photo or mask that is missing or unreadable.
+    """
+
+    def __init__(self, photo_part: Part, mask_part: Part | None = None, cars: Iterable[str] | None = None):
+        self.photo_part, self.mask_part = photo_part, mask_part
+        cars = None if cars is None else frozenset(cars)
+        self._photos = _index(photo_part, PHOTO_NAME, cars)
+        self._masks = _index(mask_part, MASK_NAME, cars) if mask_part else {}
+        if not self._photos:
+            raise InputError(f"{photo_part.path}: no photo named <car>_<angle>.jpg; see input/README.md")
+
+    @property
+    def image_ids(self) -> list[str]:
+        """`<car>_<angle>` of every photo, sorted."""
+        return list(self._photos)
+
+    @property
+    def cars(self) -> list[str]:
+        """The cars photographed, sorted."""
+        return sorted(set(map(car_of, self._photos)))
+
+    def select(self, cars: Iterable[str]) -> "Photos":
+        """The photos of these cars. Raises InputError naming cars that have none."""
+        cars = list(cars)
+        if absent := sorted(set(cars).difference(self.cars)):
+            raise InputError(f"{self.photo_part.path}: no photo of {few(absent)}; check the list of cars")
+        return Photos(self.photo_part, self.mask_part, cars)
+
+    def name(self, image_id: str) -> str:
+        """The photo's file name, such as `<car>_<angle>.jpg`."""
+        if image_id not in self._photos:
+            raise InputError(f"{self.photo_part.where(image_id + '.jpg')}: no such photo")
+        return self._photos[image_id]
+
+    def image(self, image_id: str, at_least: Size | None = None) -> np.ndarray:
+        """The photo, uint8 (height, width, 3) RGB; at half its size where `decode_image` halves it."""
+        return decode_image(*_read(self.photo_part, self.name(image_id)), at_least)
+
+    def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
+        """The photo at each network size, uint8 (h, w, 3) RGB, and its own (height, width)."""
+        data, where = _read(self.photo_part, self.name(image_id))
+        decoded, images = {}, []  # decoded at half the size for each fit for which that is enough, whatever the others
+        for fit in fits:
+            halved = half_is_enough(data, where, fit.least)
+            if halved not in decoded:
+                decoded[halved] = decode_image(data, where, fit.least if halved else None)
+            images.append(fit.image(decoded[halved]))
+        return images, decoded[False].shape[:2] if False in decoded else read_size(data, where)
+
+    def mask(self, image_id: str) -> np.ndarray:
+        """Where the car is, bool (height, width)."""
+        return decode_mask(*_read(self.mask_part, self.mask_name(image_id)))
+
+    def mask_name(self, image_id: str) -> str:
+        """The mask's file name, such as `<car>_<angle>_mask.gif`."""
+        if self.mask_part is None:
+            raise InputError(f"{self.photo_part.path}: opened without masks, so {image_id} has none")
+        if image_id not in self._masks:
+            missing = self.mask_part.where(f"{image_id}_mask.gif")
+            raise InputError(f"{missing}: missing, the mask of {self.name(image_id)}")
+        return self._masks[image_id]
+
+    def mask_colors(self, image_id: str) -> int:
+        """How many colours the mask's file has in use; two are right, black and one for the car."""
+        return count_colors(*_read(self.mask_part, self.mask_name(image_id)))
+
+    def check(self) -> None:
+        """Reads every photo and mask; raises one InputError with a line for each faulty file, at most 50."""
+        faults = self.name_faults()
+        with ThreadPool(2) as pool:
+            for lines in progress(pool.imap(self.content_faults, self._photos), "check", len(self._photos)):
+                faults += lines
+        if faults:
+            more = len(faults) - LISTED_FAULTS
+            raise InputError("\n".join(faults[:LISTED_FAULTS] + [f"... and {more} more"] * (more > 0)))
+
+    def name_faults(self) -> list[str]:
+        """A line for each file that is misnamed or occurs twice, and for each mask without a photo."""
+        faults = [*_name_faults(self.photo_part, PHOTO_NAME, self._photos, "<car>_<angle>.jpg")]
+        if self.mask_part:
+            faults += _name_faults(self.mask_part, MASK_NAME, self._masks, "<car>_<angle>_mask.gif")
+            alone = [self._masks[image_id] for image_id in sorted(self._masks.keys() - self._photos.keys())]
+            faults += [f"{self.mask_part.where(name)}: mask without a photo" for name in alone]
+        return faults
+
+    def content_faults(self, image_id: str) -> list[str]:
+        """A line for a photo or mask that is missing, unreadable or truncated, or for a mask of another size."""
+        readers = [lambda: read_size(*_read(self.photo_part, self.name(image_id)), whole=True)]
+        readers += [lambda: self.mask(image_id).shape] if self.mask_part else []
+        sizes, faults = [], []
+        for read_size_of in readers:
+            try:
+                sizes.append(read_size_of())
+            except InputError as error:
+                faults.append(str(error))
+        if len(set(sizes)) == 2:
+            path = self.mask_part.where(self._masks[image_id])
+            faults.append(f"{path}: (height, width) is {sizes[1]}, its photo's is {sizes[0]}")
+        return faults
+
+
+def _index(part: Part, pattern: re.Pattern, cars: frozenset[str] | None) -> dict[str, str]:
+    """File name by image id, in the order of the ids."""
+    matches = [match for name in part.names if (match := pattern.fullmatch(name))]
+    return dict(sorted((m["image_id"], m[0]) for m in matches if cars is None or m["car"] in cars))
+
+
+def _read(part: Part, name: str) -> tuple[bytes, str]:
+    """A file's bytes, and where they lie, for messages."""
+    return part.read(name), part.where(name)
+
+
+def _name_faults(part: Part, pattern: re.Pattern, index: dict[str, str], form: str) -> Iterator[str]:
+    """A line for each file that is not named as it should, or is a second file for its image."""
+    duplicates = set(part.duplicates)
+    for name in part.names:
+        match = pattern.fullmatch(name)
+        if match is None:
+            yield f"{part.where(name)}: not named {form} with an angle from 01 to 16"
+        elif match["image_id"] in index and (name in duplicates or index[match["image_id"]] != name):
+            yield f"{part.where(name)}: there is another file for {match['image_id']}"

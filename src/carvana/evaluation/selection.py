@@ -1,0 +1,156 @@
+"""Chooses experiments' weights, views, threshold and post-processing by out-of-fold Dice, in two passes over photos.
+
+The first pass keeps a sample of undecided pixels (`pixels`), on which the search runs (`search`). The second predicts
+whole maps of the simplest choice and of the best one, so that the reported figures are exact, and tries
+post-processing, which needs whole masks. Search and score use the same cars: with a few numbers searched and hundreds
+of cars the bias is small, and a gain whose interval includes 0 is refused.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from carvana.data.folds import folds_digest
+from carvana.data.geometry import Fit
+from carvana.device import Device
+from carvana.evaluation.metrics import bootstrap_interval, dice
+from carvana.evaluation.oof import Unseen
+from carvana.evaluation.pixels import PixelSample, Search, quantise
+from carvana.log import say
+from carvana.models.checkpoint import Checkpoint
+from carvana.prediction.ensemble import Choice
+from carvana.prediction.postprocess import PostProcess
+from carvana.prediction.predictor import Member, Mix
+from carvana.prediction.tta import TTA
+from carvana.provenance import git_commit, versions
+
+
+def show_views(network: Checkpoint, views: Sequence[str], device: Device) -> tuple[Fit, TTA]:
+    """An experiment's network on the device, shown the views of each photo."""
+    model = network.model.to(device.device, memory_format=torch.channels_last)
+    return Fit.of(network.config.data), TTA(model, views)
+
+
+def sample_pixels(unseen: Unseen, experiments: Sequence[str], views: Sequence[str], memory: int) -> PixelSample:
+    """The first pass: of each photo the pixels on which the experiments and their views do not agree."""
+
+    def mixes(networks: dict[str, Checkpoint]) -> list[Mix]:
+        shown = [show_views(networks[name], views, unseen.device) for name in experiments]
+        return [[Member(fit, tta.each)] for fit, tta in shown]
+
+    sample = PixelSample(len(unseen.cars), len(experiments), len(views), memory)
+    for prediction in unseen.predict(mixes, "sample"):
+        sample.add(torch.cat([quantise(maps) for maps in prediction.maps]), prediction.mask)
+    return sample
+
+
+def predict_choices(unseen: Unseen, choices: Sequence[Choice], repairs: Sequence[PostProcess]) -> np.ndarray:
+    """The second pass: Dice from whole maps, (choices, repairs, photos), of each choice's mask after each repair."""
+
+    def mixes(networks: dict[str, Checkpoint]) -> list[Mix]:
+        return [
+            [
+                Member(*show_views(networks[name], choice.views, unseen.device), w)
+                for name, w in choice.experiments.items()
+            ]
+            for choice in choices
+        ]
+
+    dices = []
+    for prediction in unseen.predict(mixes, "confirm"):
+        truth = prediction.mask.cpu()
+        cuts = [(m[0] >= c.threshold).cpu().numpy() for m, c in zip(prediction.maps, choices, strict=True)]
+        dices.append([[dice(torch.from_numpy(repair(cut)), truth) for repair in repairs] for cut in cuts])
+    return np.moveaxis(np.array(dices), 0, -1)
+
+
+class Scored(NamedTuple):
+    """A choice, its Dice, and its gain over the simplest choice, each with its 95 % interval over cars."""
+
+    choice: Choice
+    dice: float
+    interval: list[float]
+    gain: float
+    gain_interval: list[float]
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the gain lies outside the noise."""
+        return self.gain_interval[0] > 0
+
+    @classmethod
+    def of(cls, choice: Choice, dices: np.ndarray, simplest: np.ndarray, cars: Sequence[str]) -> "Scored":
+        """dices, simplest: of each photo, (photos,), by this choice and by the one that it is to gain over."""
+        gains = dices - simplest
+        return cls(
+            choice, float(dices.mean()), bootstrap_interval(dices, cars),
+            float(gains.mean()), bootstrap_interval(gains, cars),
+        )  # fmt: skip
+
+
+class Selection(NamedTuple):
+    """The choice to use, and those it was compared with."""
+
+    winner: Scored
+    ladder: list[Scored]  # on the sample of pixels
+    rows: list[Scored]  # on whole masks, the simplest first
+
+    def facts(self, unseen: Unseen) -> dict:
+        """What ensemble.json holds beside the choice: its scores, the simplest choice's, and where they come from."""
+        simplest = self.rows[0]
+        return {
+            **{key: value for key, value in self.winner._asdict().items() if key != "choice"},
+            "simplest": simplest.choice.model_dump(mode="json") | {"dice": simplest.dice},
+            "photos": len(unseen.cars), "cars": len(set(unseen.cars)), "folds_digest": folds_digest(unseen.folds),
+            "commit": git_commit(), "versions": versions(),
+        }  # fmt: skip
+
+
+def select_ensemble(
+    unseen: Unseen, experiments: list[str], views: list[str], below: tuple[int, int], memory: int
+) -> Selection:
+    """Both passes. below: holes to be filled and parts to be dropped have fewer pixels; memory: bytes."""
+    sample = sample_pixels(unseen, experiments, views, memory)
+    if sample.sampled:
+        say(f"note: of {sample.sampled} photos only a part of the undecided pixels fits; --memory may be raised")
+    search = Search(sample, experiments, views)
+    simplest, ladder = search.simplest(), search.ladder()
+    compared = [Scored.of(choice, search.dices(choice), search.dices(simplest), unseen.cars) for choice in ladder]
+    holes, parts = below
+    repairs = list(dict.fromkeys(PostProcess(a, b) for a in (0, holes) for b in (0, parts)))
+    choices = [simplest] if ladder[-1] == simplest else [simplest, ladder[-1]]
+    winner, rows = decide(choices, repairs, predict_choices(unseen, choices, repairs), unseen.cars)
+    return Selection(winner, compared, rows)
+
+
+def decide(
+    choices: Sequence[Choice], repairs: Sequence[PostProcess], dices: np.ndarray, cars: Sequence[str]
+) -> tuple[Scored, list[Scored]]:
+    """The choice to use, and all that were compared: the simplest, then the best of the search with each repair.
+
+    choices: the simplest and the best of the search; repairs: the first is none; dices: of `predict_choices`. A repair
+    is taken only if it gains over the same masks without it, and the searched choice only if it gains over the
+    simplest, each outside the noise.
+    """
+    simplest, best = dices[0, 0], 0
+    rows = [Scored.of(choices[0], simplest, simplest, cars)]
+    for index, repair in enumerate(repairs):
+        choice = choices[-1].model_copy(update={"postprocess": repair})
+        rows.append(Scored.of(choice, dices[-1, index], simplest, cars))
+        helps = index > 0 and Scored.of(choice, dices[-1, index], dices[-1, 0], cars).is_real
+        if helps and rows[1 + index].dice > rows[1 + best].dice:
+            best = index
+    winner = rows[1 + best]
+    return (winner if winner.is_real else rows[0]), rows
+
+
+def row_lines(rows: list[Scored]) -> list[str]:
+    """A heading and a line a choice; the same choice once."""
+    lines = {None: f"  {'Dice':7}  {'95 % interval':16}  {'gain':8}  {'95 % interval':18}  choice"}
+    for row in rows:
+        (low, high), (least, most) = row.interval, row.gain_interval
+        line = f"  {row.dice:.5f}  {low:.5f}-{high:.5f}  {row.gain:+.5f}  {least:+.5f} {most:+.5f}  {row.choice}"
+        lines.setdefault(str(row.choice), line)
+    return list(lines.values())

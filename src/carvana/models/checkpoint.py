@@ -1,0 +1,87 @@
+"""One `.safetensors` file per fold: the weights and, in its metadata, all that is needed to use and to trust them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from carvana.config import Config, parse_config
+from carvana.errors import InputError
+from carvana.log import replacing
+from carvana.models import Segmenter, build_model
+from carvana.provenance import file_digest, git_commit, versions
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model, in eval mode and on the CPU, with the metadata of its file: `config` as far as needed."""
+
+    path: Path
+    model: Segmenter
+    config: Config
+    fold: int
+    epoch: int
+    dice: float
+    folds_digest: str
+    digest: str
+
+
+def save_checkpoint(
+    path: Path, model: Segmenter, config: Config, fold: int, epoch: int, dice: float, folds_digest: str
+) -> None:
+    """Writes the file whole or not at all. `dice` is the fold's, per image at photo size, without TTA."""
+    facts = {
+        "fold": fold, "epoch": epoch, "dice": dice, "folds_digest": folds_digest,
+        "commit": git_commit(), "versions": versions(), "config": config.model_dump(mode="json"),
+    }  # fmt: skip
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in facts.items()})
+
+
+def read_facts(path: Path) -> dict:
+    """The metadata of a checkpoint, without its weights. Raises InputError if the file is no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error}); train or fetch it again") from None
+    if "config" not in facts or "folds_digest" not in facts:
+        raise InputError(f"{path}: weights without this project's metadata; give a best.safetensors of src/train.py")
+    return facts
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Rebuilds the model from the file alone. Raises InputError if the file cannot be used."""
+    facts = read_facts(path)
+    config = parse_config(needed_settings(facts["config"], path), str(path))
+    model = build_model(config.model, pretrained=False)
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from None
+    kept = {key: facts[key] for key in ("fold", "epoch", "dice", "folds_digest")}
+    return Checkpoint(path, model.eval(), config, digest=file_digest(path), **kept)
+
+
+def needed_settings(settings: dict, path: Path) -> dict:
+    """What prediction needs of a stored configuration; the rest may hold what another version called its settings.
+
+    Raises InputError for `data.boxes_from` of earlier versions: such a network needs photos cut to the car.
+    """
+    data = settings["data"]
+    if boxes_from := data.get("boxes_from"):
+        raise InputError(f"{path}: data.boxes_from={boxes_from}: this version does not cut photos; train without it")
+    return {"name": settings["name"], "model": settings["model"], "data": {key: data[key] for key in ("size", "fit")}}
+
+
+def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor over checkpoints of one architecture; counters are the last one's."""
+    states = [load_file(path) for path in paths]
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if last.is_floating_point() else last
+        for name, last in states[-1].items()
+    }

@@ -1,0 +1,175 @@
+"""From photos to probabilities or runs at photo size, in one pass: each photo is read once, and no map is kept."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial, reduce
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from carvana.data.geometry import Fit, Size
+from carvana.data.images import Photos
+from carvana.data.loader import Loading, load_photos, map_in_threads, to_tensor
+from carvana.data.rle import encode_tensor, rle_encode
+from carvana.device import Device
+from carvana.errors import InputError
+from carvana.log import progress
+from carvana.models.checkpoint import Checkpoint
+from carvana.prediction.backends import prepare_model
+from carvana.prediction.ensemble import weighted_mean
+from carvana.prediction.postprocess import AS_IT_IS, PostProcess
+from carvana.prediction.tta import TTA, Network
+
+THREADS = 2  # that bring finished batches to photo size and encode them
+WAITING = 4  # finished batches at most, so that a slow encoder slows the model down instead of filling the memory
+
+
+class Member(NamedTuple):
+    """A network, how it sees photos, and its weight in the mean."""
+
+    fit: Fit
+    network: Network
+    weight: float = 1.0
+
+
+Mix = Sequence[Member]
+"""Members of which the weighted mean is wanted; their weights need not sum to 1."""
+
+
+class Prediction(NamedTuple):
+    image_id: str
+    maps: list[torch.Tensor]  # for each mix (C, H, W) float32 at photo size, on the device
+    mask: torch.Tensor | None  # (H, W) bool, the truth where it was asked for
+
+    @property
+    def probs(self) -> torch.Tensor:
+        """(H, W), of the only mix."""
+        return self.maps[0][0]
+
+
+class Encoded(NamedTuple):
+    image_id: str
+    size: Size  # of the photo
+    rle: str
+
+
+class Batch(NamedTuple):
+    """A batch out of the networks: for each mix, and each fit in it, the weighted sum of the members."""
+
+    image_ids: list[str]
+    sums: list[dict[Fit, torch.Tensor]]  # (N, C, h, w) on the device
+    sizes: list[Size]
+    masks: list[torch.Tensor | None]
+
+    def maps(self, index: int) -> list[torch.Tensor]:
+        """Of a photo, for each mix: (C, H, W) at photo size."""
+        return [undo_fits(sums.items(), index, self.sizes[index]) for sums in self.sums]
+
+
+def undo_fits(parts: Iterable[tuple[Fit, torch.Tensor]], index: int, size: Size) -> torch.Tensor:
+    """A photo's map at photo size, the sum of its parts in each fit: (C, H, W)."""
+    undone = (fit.undo(maps[index : index + 1], size) for fit, maps in parts)
+    return reduce(torch.add, undone)[0]  # `sum` would add the first one to 0
+
+
+class Predictor:
+    """Networks on a device, mixed as `mixes` say, and how photos are loaded for them.
+
+    What comes of photos comes in the order of their ids.
+    """
+
+    def __init__(self, mixes: Sequence[Mix], device: Device, loading: Loading):
+        self.mixes, self.device, self.loading = mixes, device, loading
+        self.fits = list(dict.fromkeys(member.fit for mix in mixes for member in mix))
+
+    def predict(
+        self, photos: Photos, image_ids: list[str], masks: bool = False, description: str = "predict"
+    ) -> Iterator[Prediction]:
+        """The maps of each photo, and the true mask if asked for."""
+        with progress([], description, total=len(image_ids)) as bar:
+            for batch in self.batches(photos, image_ids, masks):
+                for index, (image_id, mask) in enumerate(zip(batch.image_ids, batch.masks, strict=True)):
+                    with torch.inference_mode():
+                        maps = batch.maps(index)
+                    yield Prediction(image_id, maps, None if mask is None else mask.to(self.device.device))
+                    bar.update()
+
+    def encode(
+        self, photos: Photos, image_ids: list[str], threshold: float, postprocess: PostProcess = AS_IT_IS
+    ) -> Iterator[Encoded]:
+        """The thresholded and mended masks as runs: loading, networks and encoding work side by side.
+
+        On a GPU a mask leaves the device as its runs only.
+        """
+        work = partial(encode_batch, threshold=threshold, postprocess=postprocess)
+        encoded = map_in_threads(work, self.batches(photos, image_ids), THREADS, WAITING)
+        with progress([], "predict", total=len(image_ids)) as bar, closing(encoded):
+            for rows in encoded:
+                for row in rows:
+                    yield row
+                    bar.update()
+
+    def image(self, image: np.ndarray) -> torch.Tensor:
+        """The probabilities (H, W), on the device, of one photo of any size, uint8 (H, W, 3) RGB.
+
+        It is shown to the networks in its own proportions, with about as many pixels as they were trained on.
+        """
+        size = image.shape[:2]
+        images = {fit: to_tensor(fit.like(size).image(image))[None].to(self.device.device) for fit in self.fits}
+        with torch.inference_mode():
+            (sums,) = self._mix(images)
+            return undo_fits([(fit.like(size), maps) for fit, maps in sums.items()], 0, size)[0]
+
+    def batches(self, photos: Photos, image_ids: list[str], masks: bool = False) -> Iterator[Batch]:
+        """The photos in batches out of the networks, with the true masks if asked for."""
+        for batch in load_photos(photos, image_ids, self.fits, self.device.device, self.loading, masks):
+            with torch.inference_mode():
+                sums = self._mix(batch.images)
+            yield Batch(batch.image_ids, sums, batch.sizes, batch.masks)
+
+    def _mix(self, images: dict[Fit, torch.Tensor]) -> list[dict[Fit, torch.Tensor]]:
+        """For each mix and each of its fits the sum of its members' maps, weighted so that a mix is their mean."""
+        sums = []
+        for mix in self.mixes:
+            total, by_fit = sum(member.weight for member in mix), {}
+            for member in mix:
+                by_fit.setdefault(member.fit, []).append(member)
+            with self.device.autocast():
+                sums.append({
+                    fit: weighted_mean((m.network(images[fit]) for m in members), [m.weight / total for m in members])
+                    for fit, members in by_fit.items()
+                })  # fmt: skip
+        return sums
+
+
+def fold_members(
+    folds: Sequence[Checkpoint], views: Sequence[str], device: Device, weight: float = 1.0, backend: str = "torch"
+) -> list[Member]:
+    """An experiment's folds, which share its weight. Their models are changed: they can only predict.
+
+    Raises InputError if they were trained at different sizes.
+    """
+    fits = {Fit.of(fold.config.data) for fold in folds}
+    if len(fits) > 1:
+        raise InputError(f"{folds[0].path.parents[1]}: its folds were trained at different sizes; train them alike")
+    (fit,) = fits
+    networks = [TTA(prepare_model(fold.model, device, backend), views) for fold in folds]
+    return [Member(fit, network, weight / len(folds)) for network in networks]
+
+
+def encode_batch(batch: Batch, threshold: float, postprocess: PostProcess) -> list[Encoded]:
+    """Brings a batch of one mix to photo size, cuts it at the threshold, mends what is to be mended, and encodes it."""
+    encode = encode_tensor if postprocess == AS_IT_IS else lambda mask: rle_encode(postprocess(mask.cpu().numpy()))
+    with torch.inference_mode():
+        return [
+            Encoded(image_id, size, encode(cut(batch.maps(index)[0][0], threshold)))
+            for index, (image_id, size) in enumerate(zip(batch.image_ids, batch.sizes, strict=True))
+        ]
+
+
+def cut(probs: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Where a map reaches the threshold; NumPy is three times as fast there on one core."""
+    if probs.device.type != "cpu":
+        return probs >= threshold
+    return torch.from_numpy(probs.numpy() >= np.float32(threshold))

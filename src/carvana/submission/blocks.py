@@ -1,0 +1,196 @@
+"""Blocks: the rows of a prediction in small files beside the submission, from which a killed command continues."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from carvana.data.archive import Archive
+from carvana.data.images import car_of, read_cars
+from carvana.device import Processes
+from carvana.errors import InputError, few
+from carvana.log import say
+from carvana.provenance import file_digest
+from carvana.submission.checker import find_faults
+from carvana.submission.csv import Row, check_suffix, read_sample, read_submission, write_submission
+from carvana.submission.job import Job
+from carvana.submission.manifest import (
+    SAME_JOB,
+    Manifest,
+    digest_names,
+    find_difference,
+    manifest_path,
+    order_parts,
+    read_manifest,
+    share,
+    write_manifest,
+)  # fmt: skip
+
+JOINING = 5e-4  # seconds a row to join, compress and check
+
+
+class Blocks:
+    """The blocks of one output, `<output>.parts/block-00012.csv`; each appears whole or not at all.
+
+    names: of all photos of the output, in order. The folder appears with the first block. Several processes may
+    write at once, each its own blocks.
+    """
+
+    def __init__(self, output: Path, manifest: Manifest, names: list[str]):
+        self.output, self.manifest, self.names = output, manifest, names
+        self.folder = output.with_name(f"{output.name}.parts")
+
+    def check(self) -> None:
+        """Raises InputError if the blocks in the folder are of another prediction, or what it holds is something else.
+
+        A folder without a manifest was being removed when its process was killed; this removes it.
+        """
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            names = os.listdir(self.folder) if self.folder.exists() else []
+            if foreign := [name for name in names if not name.startswith((".", "block-", self.output.name))]:
+                raise InputError(f"{self.folder}: holds {few(foreign)}, which no prediction left there; move it away")
+            return self.remove()
+        begun = read_manifest(path)
+        if difference := find_difference(self.manifest, begun, SAME_JOB):
+            remedy = "give the same options to continue it, or --overwrite to start anew"
+            raise InputError(f"{self.folder}: an unfinished prediction with {difference}: {remedy}")
+        if begun.commit != self.manifest.commit:
+            say(f"note: {self.folder} was begun by other code, commit {begun.commit[:12]}")
+        return None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @cached_property
+    def _pieces(self) -> list[list[str]]:
+        step = self.manifest.block_size
+        return [self.names[first : first + step] for first in range(0, len(self.names), step)]
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def places_of(self, block: int) -> range:
+        """Where a block's photos are in the sample."""
+        first = self.manifest.first + block * self.manifest.block_size
+        return range(first, first + len(self._pieces[block]))
+
+    def missing(self) -> list[int]:
+        """The blocks that are not written yet."""
+        return [block for block in range(len(self)) if not self._path(block).exists()]
+
+    def write(self, block: int, rows: list[Row]) -> None:
+        if not (path := self.folder / "manifest.json").exists():
+            write_manifest(path, self.manifest)
+        write_submission(self._path(block), rows)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of all blocks. Raises InputError for a block that is not as it was written."""
+        for block, names in enumerate(self._pieces):
+            path = self._path(block)
+            rows = list(read_submission(path))
+            if [name for name, _ in rows] != names:
+                raise InputError(f"{path}: damaged; remove it and give the same command again")
+            yield from rows
+
+    def claim(self, state: Processes, overwrite: bool) -> list[int]:
+        """The blocks that this process is to predict: neighbours among the missing ones.
+
+        Raises InputError as `check` does, unless earlier blocks are to be overwritten.
+        """
+        if state.is_main_process:
+            self.remove() if overwrite else self.check()
+        state.wait_for_everyone()
+        missing = self.missing()
+        state.wait_for_everyone()
+        if len(missing) < len(self):
+            say(f"{self.folder}: {len(self) - len(missing)} of {len(self)} blocks are there already")
+        return share(missing, state.process_index, state.num_processes)
+
+    def fill(self, claimed: list[int], rows: Iterator[Row], end: float) -> float:
+        """Writes blocks until one more, or the joining of all, might not be done at `end`; returns the seconds taken.
+
+        `end` is of the monotonic clock. At least one is written, so that every command comes closer to the whole.
+        """
+        started = before = time.monotonic()
+        slowest = 0.0
+        for block in claimed:
+            self.write(block, list(islice(rows, len(self._pieces[block]))))
+            now = time.monotonic()
+            slowest, before = max(slowest, now - before), now
+            if now + slowest + JOINING * len(self.names) > end:
+                break
+        return max(time.monotonic() - started, 1e-3)
+
+    def finish(self) -> None:
+        """Joins the blocks in their folder, checks the result and moves it to the output.
+
+        Its manifest comes beside it, and only then are the blocks removed.
+        """
+        joined = self.folder / self.output.name
+        write_checked(joined, self.rows(), self.names, self.manifest.size)
+        os.replace(joined, self.output)
+        manifest = self.manifest.model_copy(update={"digest": file_digest(self.output)})
+        write_manifest(manifest_path(self.output), manifest)
+        self.remove()
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"block-{block:05}.csv"
+
+
+def predict_blocks(job: Job, blocks: Blocks, overwrite: bool, state: Processes, end: float) -> float | None:
+    """Each process predicts its share of the missing blocks until `end`; the first one then joins all blocks.
+
+    Returns this process's photos a second; None, and nothing is joined, if blocks are missing when all have stopped.
+    """
+    claimed = blocks.claim(state, overwrite)
+    image_ids = [job.image_ids[place] for block in claimed for place in blocks.places_of(block)]
+    seconds = blocks.fill(claimed, job.rows(image_ids), end)
+    state.wait_for_everyone()
+    missing = len(blocks.missing())
+    state.wait_for_everyone()
+    if missing:
+        finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
+        say(f"{blocks.output}: stopped before it is whole, {finished}; give the same command to continue")
+        return None
+    if state.is_main_process:
+        blocks.finish()
+    return len(image_ids) / seconds
+
+
+def write_checked(path: Path, rows: Iterator[Row], names: list[str], size: tuple[int, int]) -> None:
+    """Writes a submission and looks for faults in it; raises InputError if there are any."""
+    write_submission(path, rows)
+    faults, warnings = find_faults(path, names, size)
+    for line in warnings + faults:
+        say(line)
+    if faults:
+        raise InputError(f"{path}: failed its own check; do not upload it")
+
+
+def merge_parts(parts: list[Path], output: Path, input_root: Path, cars_file: Path | None) -> int:
+    """Joins parts of one prediction and checks the whole; returns the number of rows.
+
+    Raises InputError as `order_parts` does, or if they are of another sample than that in `input_root`.
+    """
+    check_suffix(output)
+    ordered, manifest = order_parts(parts)
+    cars = set(read_cars(cars_file)) if cars_file else None
+    names = read_sample(Archive(input_root).read_file("sample_submission.csv"))
+    names = [name for name in names if cars is None or car_of(Path(name).stem) in cars]
+    if digest_names(names) != manifest.sample:
+        listed = ", ".join(map(str, ordered))
+        raise InputError(f"{listed}: of another sample than {input_root}; give theirs with --input")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        joined = Path(folder) / output.name
+        write_checked(joined, chain.from_iterable(map(read_submission, ordered)), names, manifest.size)
+        os.replace(joined, output)
+    whole = {"shard": "1/1", "first": 0, "photos": len(names), "digest": file_digest(output)}
+    write_manifest(manifest_path(output), manifest.model_copy(update=whole))
+    say(f"joined: {', '.join(map(str, ordered))}")
+    return len(names)

@@ -1,0 +1,157 @@
+"""What is to be predicted for a submission, by what, and how long that will take."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from carvana.data.geometry import Size
+from carvana.data.images import Photos
+from carvana.data.loader import Loading
+from carvana.device import Device
+from carvana.errors import InputError, few
+from carvana.evaluation.oof import choose_threshold, find_checkpoints
+from carvana.models.checkpoint import Checkpoint, load_checkpoint
+from carvana.prediction.ensemble import Choice, read_ensemble
+from carvana.prediction.predictor import Predictor, fold_members
+from carvana.prediction.tta import parse_views
+from carvana.provenance import git_commit, versions
+from carvana.submission.csv import Row
+from carvana.submission.manifest import Manifest, digest_names, parse_shard, share
+
+ESTIMATE_BATCHES, ESTIMATE_SECONDS = 64, 30.0
+
+
+def choose(
+    experiments: list[str] | None, ensemble: Path | None, runs: Path, tta: str | None, threshold: float | None
+) -> tuple[Choice, dict[str, list[Checkpoint]]]:
+    """What the ensemble's file holds, or all named experiments alike; and their checkpoints.
+
+    Raises InputError unless it is one of the two, if a checkpoint is missing, or if no threshold is given and none was
+    chosen out-of-fold.
+    """
+    if bool(experiments) == bool(ensemble):
+        raise InputError("give names of experiments, or --ensemble runs/ensemble.json: one of the two")
+    if ensemble:
+        if tta is not None or threshold is not None:
+            raise InputError(f"--ensemble: {ensemble} holds views and threshold; leave out --tta and --threshold")
+        choice, paths = read_ensemble(ensemble, runs)
+        return choice, _load(paths)
+    views = parse_views("hflip" if tta is None else tta)
+    checkpoints = _load({experiment: find_checkpoints(runs, experiment) for experiment in experiments})
+    if threshold is None:
+        threshold = choose_threshold(runs, checkpoints, views)
+    weights = dict.fromkeys(checkpoints, 1 / len(checkpoints))
+    return Choice(experiments=weights, views=views, threshold=threshold), checkpoints
+
+
+def _load(paths: dict[str, list[Path]]) -> dict[str, list[Checkpoint]]:
+    return {name: [load_checkpoint(path) for path in folds] for name, folds in paths.items()}
+
+
+def build_predictor(
+    choice: Choice, checkpoints: dict[str, list[Checkpoint]], device: Device, loading: Loading, backend: str
+) -> Predictor:
+    """The weighted mean of the experiments, in each of them the mean of its folds."""
+    mix = []
+    for name, folds in checkpoints.items():
+        mix += fold_members(folds, choice.views, device, choice.experiments[name], backend)
+    return Predictor([mix], device, loading)
+
+
+def match_sample(names: list[str], photos: Photos, whole: bool) -> list[str]:
+    """The image ids of the sample's rows, in its order; unless `whole`, only of those that have a photo.
+
+    Raises InputError if there is no photo at all, or, if `whole`, if one is missing.
+    """
+    image_ids = {photos.name(image_id): image_id for image_id in photos.image_ids}
+    missing, path = [name for name in names if name not in image_ids], photos.photo_part.path
+    if missing and (whole or len(missing) == len(names)):
+        raise InputError(f"{path}: lacks {len(missing)} of the {len(names)} photos of the sample: {few(missing)}")
+    return [image_ids[name] for name in names if name in image_ids]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be predicted, and by what."""
+
+    photos: Photos
+    image_ids: list[str]
+    checkpoints: dict[str, list[Checkpoint]]
+    choice: Choice
+    device: Device
+    backend: str
+    loading: Loading
+
+    @property
+    def names(self) -> list[str]:
+        return [self.photos.name(image_id) for image_id in self.image_ids]
+
+    @cached_property
+    def size(self) -> Size:
+        """Of the first photo; all must have it."""
+        return self.photos.image(self.image_ids[0]).shape[:2]
+
+    def rows(self, image_ids: list[str]) -> Iterator[Row]:
+        """The rows of these photos. Raises InputError if one differs in size from the first of all."""
+        choice = self.choice
+        predictor = build_predictor(choice, self.checkpoints, self.device, self.loading, self.backend)
+        for image_id, size, rle in predictor.encode(self.photos, image_ids, choice.threshold, choice.postprocess):
+            name = self.photos.name(image_id)
+            if size != self.size:
+                sizes = sorted([size, self.size])
+                raise InputError(f"{name}: photos of different sizes in one submission: {sizes}")
+            yield name, rle
+
+    def manifest(self, shard: str, block_size: int) -> Manifest:
+        """The record of how a shard is made. Raises InputError if there are more shards than blocks.
+
+        A block is rounded up to whole batches, and a shard is whole blocks. So a photo has the same neighbours in its
+        batch, and its probabilities the same rounding, in any number of shards.
+        """
+        choice, names, batch_size = self.choice, self.names, self.loading.batch_size
+        block_size = -(-block_size // batch_size) * batch_size
+        blocks, (number, count) = range(-(-len(names) // block_size)), parse_shard(shard)
+        if count > len(blocks):
+            raise InputError(f"--shard {shard}: {len(names)} photos are only {len(blocks)} blocks of {block_size}")
+        blocks = share(blocks, number - 1, count)
+        places = range(len(names))[blocks.start * block_size : blocks.stop * block_size]
+        return Manifest(
+            shard=shard, first=places.start, photos=len(places), sample=digest_names(names),
+            sample_photos=len(names), size=self.size,
+            checkpoints={name: {str(f.fold): f.digest for f in folds} for name, folds in self.checkpoints.items()},
+            weights=choice.experiments, views=list(choice.views), threshold=choice.threshold,
+            postprocess=vars(choice.postprocess), batch_size=batch_size, block_size=block_size,
+            device=str(self.device), backend=self.backend, commit=git_commit(), versions=versions(),
+        )  # fmt: skip
+
+    def estimate_lines(self, hours: float) -> list[str]:
+        """What people read of a measurement. Its photos are spread over the sample: one car's masks are alike."""
+        photos, batch_size = len(self.image_ids), self.loading.batch_size
+        enough = ESTIMATE_BATCHES * batch_size
+        rows = self.rows(self.image_ids[:: max(photos // enough, 1)][:enough])
+        measured, rate = measure(rows, first=batch_size, enough=enough, seconds=ESTIMATE_SECONDS)
+        needed = photos / rate / 3600
+        return [
+            f"{rate:.2f} photos a second, measured on {measured}",
+            f"{needed:.2f} hours for {photos} photos on this device",
+            f"{math.ceil(needed / hours)} shards of at most {hours:g} hours",
+        ]
+
+
+def measure(rows: Iterator[Row], first: int, enough: int, seconds: float) -> tuple[int, float]:
+    """Takes rows until there are `enough` or the time is over; gives how many were measured, and rows a second.
+
+    The `first` ones are a warm-up and not counted.
+    """
+    count, started = 0, time.monotonic()
+    for count, _ in enumerate(rows, start=1):
+        now = time.monotonic()
+        if count == first:
+            started = now
+        elif count >= enough or (count > 2 * first and now - started > seconds):
+            break
+    measured = max(count - first, 1)
+    return measured, measured / max(now - started, 1e-9)

@@ -1,0 +1,45 @@
+"""One model from several epochs: the mean of the last ones' weights (Izmailov et al., 2018)."""
+
+import shutil
+from pathlib import Path
+
+from carvana.config import Config
+from carvana.log import say
+from carvana.models.checkpoint import average_weights, save_checkpoint
+from carvana.training.learner import Learner
+from carvana.training.state import Fold
+from carvana.training.validation import validate
+
+
+def keep_checkpoint(learner: Learner, fold: Fold, stage: Config, record: dict, path: Path) -> None:
+    """Writes the averaged weights (EMA) as a checkpoint of `stage`, scored as `record` says."""
+    save_checkpoint(path, learner.ema.module, stage, fold.number, record["epoch"], record["dice"], fold.digest)
+
+
+def keep_for_average(learner: Learner, fold: Fold, record: dict) -> None:
+    """Keeps the epoch's weights as long as they may be among those that are averaged."""
+    if count := learner.config.train.average:
+        path = fold.folder / "epochs" / f"epoch-{record['epoch']:04d}.safetensors"
+        keep_checkpoint(learner, fold, learner.config, record, path)
+        for old in sorted(path.parent.glob("epoch-*.safetensors"))[:-count]:
+            old.unlink()
+
+
+def average_epochs(learner: Learner, fold: Fold, deadline: float) -> None:
+    """Validates the mean of the kept epochs, makes it the run's checkpoint if it is better, and removes the epochs."""
+    folder, accelerator, position = fold.folder / "epochs", learner.accelerator, learner.position
+    paths = sorted(folder.glob("epoch-*.safetensors"))
+    if not paths:
+        return
+    learner.ema.module.load_state_dict(average_weights(paths))
+    scores = validate(learner, fold.val, deadline)
+    mean = sum(scores.values()) / len(scores)
+    better = mean > position.best_dice
+    say(f"fold {fold.number}: mean of {len(paths)} epochs, Dice {mean:.5f}{' (best)' if better else ''}")
+    position.best_dice = max(position.best_dice, mean)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if better:
+            record = {"epoch": position.epoch, "dice": mean}
+            keep_checkpoint(learner, fold, learner.config, record, fold.folder / "best.safetensors")
+        shutil.rmtree(folder)

@@ -1,0 +1,156 @@
+"""What a run is of: its fold and its folder. What it continues from when killed, and when it must not be touched."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import pandas as pd
+from accelerate import Accelerator
+
+from carvana.config import Config, differences
+from carvana.data.augmentations import build_augmentation
+from carvana.data.folds import check_folds, folds_digest
+from carvana.data.images import Photos
+from carvana.device import chosen_precision, process_state
+from carvana.errors import InputError
+from carvana.log import read_records, write_json
+from carvana.models import find_model
+from carvana.models.checkpoint import read_facts
+
+# What changes no weights of a resumed run: the encoder's are in its state.
+LOADING = {"data": {"num_workers", "cache_gib"}}
+LEFT_OUT = LOADING | {"model": {"weights"}, "earlier_stages": {"__all__": LOADING}}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The photos and the folder of one run."""
+
+    number: int
+    train: Photos
+    val: Photos
+    digest: str  # of the whole table of folds
+    folder: Path
+
+
+def split_fold(photos: Photos, folds: pd.DataFrame, number: int, runs: Path, name: str) -> Fold:
+    """Cars of fold `number` to validation, all others to training; `folds` is the whole table."""
+    present = check_folds(folds, photos.cars)
+    is_val = present["fold"] == number
+    if not is_val.any():
+        raise InputError(f"--fold {number}: the table has folds 0 to {present['fold'].max()}")
+    train, val = photos.select(present.loc[~is_val, "car"]), photos.select(present.loc[is_val, "car"])
+    return Fold(number, train, val, folds_digest(folds), runs / name / f"fold{number}")
+
+
+def parse_folds(text: str, folds: pd.DataFrame) -> list[int]:
+    """`all`, or numbers joined by commas."""
+    if text == "all":
+        return sorted(set(folds["fold"]))
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"--fold {text}: give a number, several as 0,1, or all") from None
+
+
+def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
+    """This fold's, of the run `train.init_from`. Raises InputError if it was trained on cars of this validation."""
+    if config.train.init_from is None:
+        return None
+    path = fold.folder.parents[1] / config.train.init_from / fold.folder.name / "best.safetensors"
+    facts = read_facts(path)
+    if (facts["folds_digest"], facts["fold"]) != (fold.digest, fold.number):
+        raise InputError(f"train.init_from: {path} is of another split: it has seen cars of this fold's validation")
+    return path
+
+
+@dataclass
+class Position:
+    """How far a run has come, as accelerate keeps it."""
+
+    epoch: int = 0
+    step: int = 0
+    best_dice: float = -1.0  # of the stage
+    micro_batch: int = 0
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+def save_state(accelerator: Accelerator, folder: Path, epoch: int) -> None:
+    """Writes `<folder>/epoch-<n>` under another name, renames it, and only then removes the one before."""
+    final, temporary = folder / f"epoch-{epoch:04d}", folder / "unfinished"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        temporary.rename(final)
+        for old in saved_states(folder)[:-1]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The whole states of a run, oldest first."""
+    return sorted(folder.glob("epoch-*"))
+
+
+def load_state(accelerator: Accelerator, folder: Path) -> bool:
+    """Loads the newest whole state; False if there is none. Raises InputError if it is damaged."""
+    states = saved_states(folder)
+    if states:
+        try:
+            accelerator.load_state(str(states[-1]))
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
+            raise InputError(f"{states[-1]}: damaged ({type(error).__name__}); start anew with --overwrite") from error
+    return bool(states)
+
+
+def run_facts(config: Config, fold: Fold) -> dict:
+    """What must be the same for a run to be resumed."""
+    return {
+        "config": config.model_dump(mode="json", exclude=LEFT_OUT),
+        "folds_digest": fold.digest, "train_cars": fold.train.cars, "val_cars": fold.val.cars,
+        "precision": chosen_precision(config.train.precision), "processes": process_state().num_processes,
+    }  # fmt: skip
+
+
+def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool) -> None:
+    """Raises InputError if the fold's folder holds a run that is neither to be overwritten nor can be resumed.
+
+    Also if the settings name an augmentation, an architecture or an initial run that does not exist.
+    """
+    for stage in config.stages:
+        build_augmentation(stage.data.augmentation)
+    find_model(config.model)
+    initial_checkpoint(config, fold)
+    folder, states = fold.folder, saved_states(fold.folder / "state")
+    if overwrite or not (states or (folder / "best.safetensors").exists()):
+        return
+    if not resume:
+        raise InputError(f"{folder}: holds a run; continue it with --resume or replace it with --overwrite")
+    try:
+        facts = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: has no readable run.json ({error}); start anew with --overwrite") from None
+    if changed := differences(facts, run_facts(config, fold)):
+        raise InputError(f"{folder}: cannot be resumed, it was another run: {'; '.join(changed)}")
+    if not states and len(read_records(folder / "log.jsonl")) > 1:
+        raise InputError(f"{folder}: has no state to resume from; start anew with --overwrite")
+
+
+def prepare_folder(config: Config, fold: Fold, overwrite: bool) -> None:
+    """Removes what is to be overwritten, and what a killed process left of files it was writing."""
+    if overwrite:
+        shutil.rmtree(fold.folder, ignore_errors=True)
+    for leftover in fold.folder.glob(".*.tmp"):
+        leftover.unlink()
+    write_json(fold.folder / "run.json", run_facts(config, fold))

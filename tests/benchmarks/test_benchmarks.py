@@ -1,0 +1,204 @@
+"""Each benchmark end to end on drawn cars, with seconds of training."""
+
+import json
+import re
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, run_script
+
+from carvana.config import ModelConfig
+from carvana.data.images import open_test, open_train
+from carvana.errors import InputError
+from carvana.experiment import load_experiment
+from carvana.log import read_records
+from carvana.models import build_model
+from carvana.models.checkpoint import save_checkpoint
+from carvana.models.encoder import create_encoder
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS_SMP = pytest.mark.skipif(
+    find_spec("segmentation_models_pytorch") is None, reason="benchmarks/requirements.txt is not installed"
+)
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.fixture
+def small(demo, tmp_path) -> dict:
+    """Arguments of every benchmark: a tiny experiment in float32 on the drawn cars."""
+    experiment, cars = tmp_path / "tiny.yaml", tmp_path / "cars.txt"
+    experiment.write_text(yaml.safe_dump({key: value for key, value in TINY.items() if key != "name"}))
+    cars.write_text("\n".join(open_train(demo / "input").cars))
+    return {"experiment": str(experiment), "input_root": demo / "input", "cars": cars}
+
+
+def test_time_to_dice_trains_each_contestant_once(small, demo, tmp_path, capsys, monkeypatch):
+    import contestants
+    import time_to_dice
+
+    monkeypatch.setattr(contestants, "ModelConfig", partial(ModelConfig, base_width=4))  # 64 takes its time
+    names = ["ours", "smp", "pytorch_unet"] if find_spec("segmentation_models_pytorch") else ["ours", "pytorch_unet"]
+    small |= {"folds_file": demo / "folds.csv", "contestants": ",".join(names), "output": tmp_path / "race"}
+    small |= {"smp_size": "32x64", "tta": "hflip"}
+    time_to_dice.main(**small, minutes=0.02)
+    table = capsys.readouterr().out
+    results = json.loads((tmp_path / "race" / "results.json").read_text())
+    assert list(results) == names
+    for name, result in results.items():
+        assert 0 <= result["worst"] <= result["dice"] <= 1
+        assert 0 <= result["dice_with_views"] <= 1
+        assert result["minutes"] >= 0.02 or name == "ours"
+        assert result["points"][-1] == {"minutes": result["minutes"], "dice": result["dice"], "photos": 32}
+        assert result["photos_per_second"] > 0
+        assert not set(result["settings"]["train_cars"]) & set(result["settings"]["val_cars"])
+        assert result["machine"]["versions"]["torch"] == version("torch")
+        assert f"\n{name:14}" in table
+    ours = results["ours"]
+    assert ours["notes"]["epochs"] == len(ours["points"])
+    assert ours["photos"] == 32 * len(ours["points"])
+    share = (1 - ours["dice"]) / (1 - results["pytorch_unet"]["dice"])
+    assert f"of ours is {100 * share:.1f} % of that of pytorch_unet" in table
+    assert (tmp_path / "race" / "time_to_dice.png").exists() == bool(find_spec("matplotlib"))
+    logged = read_records(tmp_path / "race" / "tiny" / "fold0" / "log.jsonl")[-1]["dice"]
+    assert ours["dice"] == pytest.approx(logged, abs=1e-6)  # the state's weights are those that were validated last
+
+    time_to_dice.main(**small, minutes=0.02)
+    again = capsys.readouterr()
+    assert again.err.count("reused; --overwrite trains again") == len(names)
+    assert again.out == table
+    with pytest.raises(InputError, match=r"ours\.json: of other settings \(minutes: 0\.02 -> 0\.06\)"):
+        time_to_dice.main(**small, minutes=0.06)
+
+
+def test_train_throughput_compares_the_loop_with_the_bare_step(small):
+    options = ["--experiment", small["experiment"], "--input", small["input_root"], "--cars", small["cars"]]
+    result = run_script("../benchmarks/train_throughput.py", *options, "--photos", 16, "--rounds", 2)
+    assert "real loop over bare step, median of 2 rounds" in result.stdout
+    assert "at least 0.9 wanted: " in result.stdout
+    assert "float32 and channels_last over float32 and channels-first" in result.stdout
+
+
+def test_ablation_trains_each_variant_once(small, demo, tmp_path, capsys):
+    import ablation
+
+    small |= {"folds_file": demo / "folds.csv", "output": tmp_path / "ablation", "minutes": 0.02}
+    ablation.main(**small, variants="seed_1,no_ema,one_size")
+    printed = capsys.readouterr()
+    assert "one_size: is the base itself, left out" in printed.err
+    results = json.loads((tmp_path / "ablation" / "results.json").read_text())
+    assert list(results) == ["base", "seed_1", "no_ema"]
+    base = results["base"]["dice"]
+    assert f"{results['no_ema']['dice'] - base:+.5f}" in printed.out
+    assert f"2 seeds of the base span {abs(results['seed_1']['dice'] - base):.5f}" in printed.out
+    ablation.main(**small, variants="seed_1")
+    assert capsys.readouterr().err.count("reused") == 2
+
+
+def test_all_variants_of_the_shipped_experiment_are_valid():
+    from ablation import VARIANTS, build_variants, parse_variants
+
+    assert {"base", "seed_1", "linknet"} <= set(build_variants(list(VARIANTS), "unet_lite0", []))
+    assert parse_variants("no_ema,seed_1") == ["base", "seed_1", "no_ema"]
+    with pytest.raises(InputError, match="--variants bass: no bass; choose from all, base, seed_1"):
+        parse_variants("bass")
+
+
+def test_as_many_epochs_as_fit(tiny):
+    from budget import Pace, plan_epochs
+
+    one = tiny(train={"epochs": 5})
+    assert plan_epochs(one, [Pace(20, 10, 99)], 100 / 60).epochs == 8  # 20 + 7 x 10 of 97 s
+    staged = tiny(train={"epochs": 4}, earlier_stages=[{"train": {"epochs": 2}}])
+    planned = plan_epochs(staged, [Pace(2, 2, 0), Pace(10, 10, 0)], 5)
+    assert [stage.train.epochs for stage in planned.stages] == [15, 26]  # 13 and 26 by their shares leave 5 s
+    with pytest.raises(InputError, match=r"--minutes 0\.1: tiny needs 0\.34 here at least"):
+        plan_epochs(one, [Pace(20, 10, 0)], 0.1)
+
+
+@NEEDS_SMP
+def test_smps_encoder_is_ours_to_the_last_bit():
+    from contestants import smp_unet
+
+    config = load_experiment("unet_lite0", ROOT / "src" / "experiments").model
+    network, encoder = smp_unet(config).eval(), create_encoder(config.encoder, True, config.weights).eval()
+    ours, theirs = encoder.state_dict(), network.encoder.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert all(map(torch.equal, encoder(images), network.encoder(images)[-5:]))
+    assert network.mean == (0.5, 0.5, 0.5)
+
+
+def test_contestants_are_chosen_by_name():
+    from contestants import parse_contestants
+
+    assert parse_contestants("pytorch_unet,ours") == ["pytorch_unet", "ours"]
+    with pytest.raises(InputError, match="--contestants them: no them; choose from all, ours, smp, pytorch_unet"):
+        parse_contestants("them")
+
+
+@pytest.fixture
+def trained(demo, tiny, tmp_path) -> dict:
+    """Arguments of the benchmarks of prediction: two folds of an untrained network."""
+    for fold in (0, 1):
+        torch.manual_seed(fold)
+        path = tmp_path / "runs" / "tiny" / f"fold{fold}" / "best.safetensors"
+        save_checkpoint(path, build_model(tiny().model), tiny(), fold, 1, 0.5, "digest")
+    return {"experiment": "tiny", "runs": tmp_path / "runs", "input_root": demo / "input", "cars": None}
+
+
+def test_predict_pipeline_compares_the_whole_with_the_networks(trained, capsys):
+    import predict_pipeline
+
+    predict_pipeline.main(**trained, tta="hflip", rounds=1)
+    printed = capsys.readouterr().out
+    assert "2 folds x 2 views" in printed
+    ratio = float(printed.partition("alone, median: ")[2].split()[0])
+    assert 0 < ratio < 1.5
+    assert [line.split("  ")[1] for line in printed.splitlines()[-4:]] == [
+        "read, decode, shrink", "networks", "photo size, threshold, runs", "CSV, compressed",
+    ]  # fmt: skip
+
+
+def test_the_common_way_gives_the_same_masks(trained, capsys):
+    import common_way
+
+    common_way.main(**trained, count=6)
+    printed = capsys.readouterr().out
+    theirs, ours = (float(word) for word in printed.partition("true masks ")[2].split(" (")[0].split(" and "))
+    assert theirs == pytest.approx(ours, abs=0.02)  # nearly each pixel of an untrained network is in doubt
+    assert float(printed.partition(" times as fast")[0].split()[-1]) > 0
+
+
+def test_scale_measures_memory_and_rows(trained, capfd):
+    import scale
+
+    photos = open_test(trained["input_root"])
+    peak = scale.predict(photos, 20, ["tiny", "--runs", trained["runs"], "--tta", "none", "--threshold", 0.5])
+    scale.write_and_check(open_train(trained["input_root"]), 50)
+    printed = capfd.readouterr().out
+    assert re.match(
+        r"   20 photos +(\d+) .*  submission\.csv\.gz \d+ kB, submission\.csv\.gz\.json \d+ kB$", printed, re.M
+    )
+    assert 50 < peak < 5000
+    assert "50 rows of real masks" in printed
+    assert printed.count("reached") == 2  # written and checked in time
+
+
+def test_rle_times_the_encoders_on_the_same_masks(demo, capsys):
+    import rle
+
+    rle.main(input_root=demo / "input", cars=None, count=5)
+    printed = capsys.readouterr().out
+    assert "5 masks of 96x144" in printed
+    assert "1.00 times ours" in printed

@@ -1,0 +1,165 @@
+"""Each photo is scored by the fold that did not see its car; what is written is read back, joined and chosen from."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_script
+from varied_runs import CPU, write_unseen
+
+from carvana.data.loader import Loading
+from carvana.data.rle import rle_decode
+from carvana.errors import InputError
+from carvana.evaluation import oof as evaluation
+from carvana.evaluation.metrics import THRESHOLDS, dice
+from carvana.evaluation.oof import common_checkpoints, merge_oof, predict_oof, read_oof, write_oof
+from carvana.evaluation.pixels import Search
+from carvana.evaluation.selection import predict_choices, sample_pixels
+from carvana.models.checkpoint import load_checkpoint
+from carvana.prediction.ensemble import Choice, read_ensemble
+from carvana.prediction.postprocess import AS_IT_IS, PostProcess
+from carvana.prediction.predictor import Predictor, fold_members
+
+VIEWS, FILES = ["identity", "hflip"], ["oof.csv", "oof.json", "oof_curves.npy", "oof_masks.csv.gz"]
+
+
+@pytest.fixture(scope="module")
+def both(demo, tmp_path_factory):
+    """Two experiments."""
+    return write_unseen(tmp_path_factory.mktemp("runs"), demo, small=[32, 48], large=[48, 72])
+
+
+@pytest.fixture(scope="module")
+def unseen(both):
+    """Of one of them."""
+    return replace(both, checkpoints={fold: {"small": paths["small"]} for fold, paths in both.checkpoints.items()})
+
+
+@pytest.fixture(scope="module")
+def oof(unseen):
+    return predict_oof(unseen, VIEWS)
+
+
+@pytest.fixture
+def written(unseen, oof, tmp_path):
+    """The folder of the evaluated experiment, and its oof.json."""
+    return tmp_path / "small", write_oof(tmp_path / "small", oof, unseen, VIEWS)
+
+
+def test_each_photo_is_scored_by_the_fold_that_did_not_see_its_car(unseen, oof):
+    assert sorted(oof.table["image_id"]) == unseen.photos.image_ids
+    assert oof.table["car"].tolist() == unseen.cars
+    fold_of = dict(zip(unseen.folds["car"], unseen.folds["fold"], strict=True))
+    assert oof.table["fold"].tolist() == [fold_of[car] for car in oof.table["car"]]
+    for place in (0, -1):
+        row = oof.table.iloc[place]
+        members = fold_members([load_checkpoint(unseen.checkpoints[row.fold]["small"])], VIEWS, CPU)
+        predictions = Predictor([members], CPU, Loading(1, 0)).predict(unseen.photos, [row.image_id], masks=True)
+        _, ((probs,),), mask = next(predictions)
+        assert oof.curves[place, THRESHOLDS.index(0.37)] == pytest.approx(dice(probs >= 0.37, mask), abs=1e-3)
+        assert dice(torch.from_numpy(rle_decode(oof.masks[place], mask.shape)), probs >= 0.5) > 0.999
+
+
+def test_summary_table_and_curve_agree(written, oof):
+    folder, summary = written
+    content, copy = read_oof(folder)
+    assert (content, copy.masks, copy.curves.tolist()) == (summary, oof.masks, oof.curves.tolist())
+    assert copy.table.columns.tolist() == ["image_id", "car", "angle", "fold", "dice"]
+    assert copy.table["dice"].mean() == pytest.approx(summary["dice"], abs=1e-6)
+    assert summary["curve"][f"{summary['threshold']:.2f}"] == pytest.approx(summary["dice"])
+    assert summary["interval"][0] <= summary["dice"] <= summary["interval"][1]
+    assert (summary["photos"], summary["cars"], summary["tta"], summary["folds_missing"]) == (32, 2, VIEWS, [])
+
+
+def test_the_threshold_is_the_best_and_nearest_to_one_half_of_the_same_checkpoints(unseen, written, capsys):
+    curve = np.full(99, 0.9)
+    assert evaluation.best_threshold(curve) == 0.5
+    curve[69] = 0.95
+    assert evaluation.best_threshold(curve) == 0.7
+    (folder, summary), folds = written, [load_checkpoint(paths["small"]) for paths in unseen.checkpoints.values()]
+    choose = lambda used, views=VIEWS: evaluation.choose_threshold(folder.parent, used, views)
+    assert (choose({"small": folds}), capsys.readouterr().err) == (summary["threshold"], "")
+    assert choose({"small": folds}, ["identity"]) == summary["threshold"]
+    assert "note: small was evaluated with views ['identity', 'hflip']" in capsys.readouterr().err
+    for used, words in (({"small": folds[:1]}, "of other checkpoints"), ({"other": folds}, r"oof\.json: missing")):
+        with pytest.raises(
+            InputError, match=rf"{words}.*: run src/evaluate\.py {next(iter(used))}, or give --threshold"
+        ):
+            choose(used)
+
+
+def test_only_folds_that_all_experiments_have(unseen, tmp_path):
+    for name in ("a/fold0", "a/fold1", "b/fold1", "c/fold0"):
+        shutil.copytree(unseen.checkpoints[int(name[-1])]["small"].parent, tmp_path / name)
+    common = common_checkpoints(tmp_path, ["a", "b"], unseen.folds)
+    assert common == {1: {name: tmp_path / name / "fold1" / "best.safetensors" for name in ("a", "b")}}
+    for names, folds, words in [
+        ("abc", unseen.folds, "no fold is trained in all of a, b, c; train one in all"),
+        ("ab", unseen.folds.assign(fold=0), r"fold0/best\.safetensors: trained with another table of folds"),
+        ("d", unseen.folds, "d: no trained fold there"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            common_checkpoints(tmp_path, names, folds)
+
+
+def test_folds_evaluated_apart_are_joined_to_what_one_command_gives(unseen, written, tmp_path):
+    folders, joined = [tmp_path / part / "small" for part in "ab"], tmp_path / "joined" / "small"
+    parts = [replace(unseen, checkpoints={fold: paths}) for fold, paths in unseen.checkpoints.items()]
+    first, second = [write_oof(folders[i], predict_oof(part, VIEWS), part, VIEWS) for i, part in enumerate(parts)]
+    assert evaluation.summary_lines(first)[1] == "  16 photos of 1 cars, views identity + hflip"
+    assert evaluation.summary_lines(first)[-2] == "  not trained yet, so not in the mean: fold 1"
+    printed = run_script("submission.py", "merge-oof", *folders, "--output", joined).stdout
+    assert printed.startswith(f"small: out-of-fold Dice {written[1]['dice']:.5f} per image at photo size\n  32 photos")
+    assert all((joined / name).read_bytes() == (written[0] / name).read_bytes() for name in FILES)
+    with pytest.raises(InputError, match="fold 0 is in another part too"):
+        merge_oof([folders[0], folders[0]], joined)
+    (folders[1] / "oof.json").write_text(json.dumps(second | {"tta": ["identity"]}))
+    with pytest.raises(InputError, match="its tta is"):
+        merge_oof(folders, joined)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_or_missing_file_is_named(written, name):
+    path = written[0] / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"small: .*run src/evaluate\.py small (first|again)"):
+        read_oof(path.parent)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"small: .*{name}.*run src/evaluate\.py small first"):
+        read_oof(path.parent)
+
+
+def test_choices_are_scored_on_whole_masks_and_nearly_so_on_the_sample(both, unseen, oof):
+    repairs = [AS_IT_IS, PostProcess(parts=300)]
+    ((as_it_is, mended),) = predict_choices(unseen, [Choice(experiments={"small": 1.0}, views=VIEWS)], repairs)
+    for dices, repair in ((as_it_is, AS_IT_IS), (mended, repairs[1])):
+        masks = [torch.from_numpy(repair(rle_decode(mask, (96, 144)))) for mask in oof.masks]
+        truths = [torch.from_numpy(unseen.photos.mask(image_id)) for image_id in oof.table["image_id"]]
+        assert dices == pytest.approx(list(map(dice, masks, truths)), abs=1e-3)
+    assert (as_it_is != mended).any()
+    mixed = Choice(experiments={"small": 0.3, "large": 0.7}, views=[*VIEWS, "scale0.75"], threshold=0.4)
+    choices = [mixed, Choice(experiments={"large": 1.0}, views=["identity", "scale0.75"], threshold=0.6)]
+    sample = sample_pixels(both, ["small", "large"], mixed.views, 32 * 11 * 96 * 144)
+    search, whole = Search(sample, ["small", "large"], mixed.views), predict_choices(both, choices, [AS_IT_IS])
+    errors = np.array([search.dices(choice) for choice in choices]) - whole[:, 0]
+    assert abs(errors).max() < 0.02  # by rounding
+    assert abs(errors.mean(1)).max() < 5e-3
+
+
+def test_choose_ensemble_writes_what_a_submission_reads(both, demo):
+    runs = both.checkpoints[0]["small"].parents[2]
+    options = ["--input", demo / "input", "--runs", runs, "--folds", demo / "folds.csv", "--num-workers", 0]
+    options += ["--tta", "hflip,scale0.75", "--holes", 50, "--parts", 50, "--batch-size", 16]
+    printed = run_script("choose_ensemble.py", "small", "large", *options).stdout
+    choice, checkpoints = read_ensemble(runs / "ensemble.json", runs)
+    content = json.loads((runs / "ensemble.json").read_text())
+    heading = "  Dice     95 % interval     gain      95 % interval       choice\n"
+    assert printed.startswith(f"64 photos of 4 cars, fold 0, 1\non a sample of pixels:\n{heading}  0.")
+    assert printed.count("  small, identity, threshold 0.50\n") == 1 + (content["experiments"] == {"small": 1.0})
+    assert printed.endswith(f"ensemble.json: {choice}: out-of-fold Dice {content['dice']:.5f}\n")
+    assert (content["gain"] == 0) == ("the simplest choice is kept" in printed)
+    assert content["gain"] == pytest.approx(content["dice"] - content["simplest"]["dice"])
+    assert checkpoints.keys() == choice.experiments.keys()

@@ -1,0 +1,102 @@
+import ctypes
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import typer
+from conftest import SRC
+
+from carvana.command import command_line, parse_size, run
+from carvana.errors import InputError, few
+from carvana.log import read_records, replacing, write_records
+
+MENDABLE = {  # by its line
+    "x.jpg: truncated\n": InputError("x.jpg: truncated"),
+    "x.jpg: cut\n": InputError("Caught InputError in worker 0.\ncarvana.errors.InputError: x.jpg: cut\n"),
+    "[Errno 28] No space left on device: 'runs/x'\n": OSError(28, "No space left on device", "runs/x"),
+    "out of memory: give a smaller --batch-size": torch.OutOfMemoryError("CUDA out of memory."),
+}
+
+
+@pytest.mark.parametrize("line", MENDABLE)
+def test_what_the_user_can_mend_ends_in_a_line_and_a_bug_in_a_traceback(line, monkeypatch, capsys):
+    def main(error: Exception = MENDABLE[line]) -> None:
+        raise error
+
+    app = typer.Typer()
+    app.command("fail")(lambda: main()), app.command("bug")(lambda: main(RuntimeError("a bug")))
+    for script, words in ((lambda: main(), ["script"]), (app, ["script", "fail"])):
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit) as end:
+            run(script)
+        text = capsys.readouterr().err
+        assert (end.value.code, text.count("\n"), text.startswith(f"error: {line}")) == (2, 1, True)
+    monkeypatch.setattr("sys.argv", ["script", "bug"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(app)
+
+
+def test_sizes_are_parsed_and_few_names_are_listed(monkeypatch):
+    assert parse_size("1280x1918") == (1280, 1918)
+    for wrong in ("1280", "0x5", "axb", "1280 x 1918"):
+        with pytest.raises(InputError, match=r"give HEIGHTxWIDTH"):
+            parse_size(wrong)
+    assert [few(["a", "b"]), few(list("abcdefgh"))] == ["a, b", "a, b, c, d, e and 3 more"]
+    monkeypatch.setattr("sys.argv", ["src/script.py", "a b"])
+    assert command_line() == "script.py 'a b'"
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path, records = tmp_path / "folder" / "log.jsonl", [{"epoch": 1, "dice": 0.5}, {"epoch": 2, "dice": 0.75}]
+
+    def break_off() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("second")
+            raise RuntimeError("broken off")
+
+    assert read_records(path) == []
+    write_records(path, records)
+    with pytest.raises(RuntimeError, match="broken off"):
+        break_off()
+    assert (read_records(path), list(path.parent.iterdir())) == (records, [path])
+
+
+FRESH = """
+import json, os, resource, runpy, sys
+
+def faults():
+    for step in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [b"x" * 32_000_000 for _ in range(4)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+os.environ["GOMP_SPINCOUNT"] = "7"
+os.environ.pop("NO_ALBUMENTATIONS_UPDATE", None)
+environment, page_faults, helped, scripts = dict(os.environ), [faults()], 0, sys.argv[1:]
+import carvana.command
+assert environment == dict(os.environ)
+carvana.command.set_up()
+added = dict(os.environ.items() - environment.items())
+page_faults.append(faults())
+for script in scripts:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        helped += end.code == 0
+print(json.dumps([added, page_faults, helped, list(sys.modules)]))
+"""
+
+
+def test_set_up_keeps_memory_and_what_the_user_has_set_and_help_loads_no_large_library():
+    command = [sys.executable, "-c", FRESH, *map(str, scripts := sorted(SRC.glob("*.py")))]
+    result = subprocess.run(command, cwd=SRC, capture_output=True, text=True, check=True)
+    added, page_faults, helped, modules = json.loads(result.stdout.splitlines()[-1])
+    assert (added, helped) == ({"NO_ALBUMENTATIONS_UPDATE": "1"}, len(scripts))
+    large = {"torch", "timm", "accelerate", "albumentations", "cv2", "numpy", "pandas", "PIL", "sklearn", "pydantic"}
+    assert not large & set(modules)
+    if hasattr(ctypes.CDLL(None), "mallopt"):  # glibc's allocator
+        assert page_faults[1] < page_faults[0] / 10

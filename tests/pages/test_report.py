@@ -1,0 +1,201 @@
+"""The report of an evaluated experiment, in a real browser: Debian's Chromium, without a network."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, run_script
+
+from carvana.config import parse_config
+from carvana.data.folds import folds_digest, read_folds
+from carvana.data.images import Photos, angle_of, car_of, open_train
+from carvana.data.loader import Loading
+from carvana.data.rle import rle_encode
+from carvana.device import Device
+from carvana.evaluation.oof import Oof, Unseen, write_oof
+from carvana.log import write_records
+from carvana.models import build_model
+from carvana.models.checkpoint import save_checkpoint
+from carvana.pages.survey import BANDS, survey
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NEEDS_BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium")
+DATA = re.compile('(?<=id="data">).*?(?=</script>)', re.DOTALL)  # of a page, as JSON
+
+
+def oof_of(photos: Photos, fold_of: pd.Series, shift: int) -> Oof:
+    """What a network leaves that sees every car some pixels further to the right, and more so in each angle."""
+    rows, curves, masks = [], [], []
+    for image_id in photos.image_ids:
+        mask, car = photos.mask(image_id), car_of(image_id)
+        predicted = np.roll(mask, shift + angle_of(image_id) // 8, axis=1)
+        rows.append((image_id, car, angle_of(image_id), fold_of.get(car)))
+        curves.append(np.full(99, (mask & predicted).sum() / mask.sum()))
+        masks.append(rle_encode(predicted))
+    return Oof(pd.DataFrame(rows, columns=["image_id", "car", "angle", "fold"]), np.stack(curves), masks)
+
+
+@pytest.fixture(scope="module")
+def runs(demo, tmp_path_factory) -> Path:
+    """Two experiments, `near` and `far`, as train.py and evaluate.py leave them."""
+    root = tmp_path_factory.mktemp("runs")
+    folds, photos = read_folds(demo / "folds.csv"), open_train(demo / "input")
+    for name, shift, lr in (("near", 1, 1e-3), ("far", 3, 2e-3)):
+        config = parse_config(TINY | {"name": name, "optim": {"lr": lr}}, name)
+        paths = [root / name / f"fold{fold}" / "best.safetensors" for fold in (0, 1)]
+        for fold, path in enumerate(paths):
+            save_checkpoint(path, build_model(config.model), config, fold, 1, 0.5, folds_digest(folds))
+            write_records(path.with_name("log.jsonl"), [{"epoch": e, "loss": 1 / e, "dice": e / 3} for e in (1, 2)])
+        checkpoints = {fold: {name: path} for fold, path in enumerate(paths)}
+        unseen = Unseen(checkpoints, photos, folds, Device(torch.device("cpu")), Loading())
+        write_oof(root / name, oof_of(photos, folds.set_index("car")["fold"], shift), unseen, ["identity", "hflip"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(demo, runs) -> Path:
+    submitted = [({"near": 1}, 0.98765, 0.98764), ({"near": 0.5, "far": 0.5}, 0.9, None), ({"near": 1}, 0.98765, None)]
+    keys = ("experiments", "public", "private")
+    write_records(runs / "log.jsonl", [dict(zip(keys, values, strict=True)) for values in submitted])
+    options = ["--input", demo / "input", "--runs", runs, "--journal", runs / "log.jsonl", "--worst", 8, "--sample", 4]
+    run_script("report.py", "near", "far", *options)
+    return runs / "near" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def open_page():
+    """Opens a page from disk with the network off; at the end no page may have complained in its console."""
+    playwright, complaints = pytest.importorskip("playwright.sync_api"), []
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+        def open_it(path: Path, width: int = 1280, scheme: str = "light"):
+            page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.goto(path.as_uri())
+            page.wait_for_selector("#table tbody tr")
+            return page
+
+        yield open_it
+        chromium.close()
+    assert complaints == []
+
+
+def test_wrong_pixels_are_counted_by_kind_distance_and_angle(demo):
+    photos = open_train(demo / "input")
+    oof = oof_of(photos.select(photos.cars[:1]), pd.Series(), 2)
+    overview = survey(photos, Oof(oof.table[:1], oof.curves[:1], oof.masks[:1]))
+    (row,), mask = overview.table.itertuples(), photos.mask(oof.table["image_id"][0])
+    predicted = np.roll(mask, 2, axis=1)
+    assert (row.extra, row.missed) == ((predicted & ~mask).sum(), (mask & ~predicted).sum())
+    assert row.area == pytest.approx(mask.mean())
+    assert row.red == pytest.approx(photos.image(row.image_id)[mask][:, 0].mean())
+    assert overview.bands.sum() == overview.bands[: BANDS.index(2) + 1].sum() == row.extra + row.missed
+
+
+def test_the_page_needs_nothing_from_elsewhere_compares_experiments_and_shows_the_worst_photos(report):
+    text, summary = report.read_text(), json.loads((report.parent / "oof.json").read_text())
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|@import|url\((?!#)""", text)
+    rows = [re.sub(r"<[^>]*>|\s+", " ", row) for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", text, re.DOTALL)]
+    near, far = (next(row for row in rows if row.split()[0] == name) for name in ("near", "far"))
+    assert near.split()[1] == f"{summary['dice']:.5f}"
+    assert re.search(r"0\.98765, 0\.98765 +0\.98764 *$", near)
+    assert re.search(r"-0\.0\d+ \(-0\.0\d+ to -0\.0\d+\), 0 cars gain and 4 lose \(sign test p = 0\.125\): worse", far)
+    assert "optim.lr: 0.001 -&gt; 0.002" in text
+    data = json.loads(DATA.search(text)[0])
+    places, shown = np.argsort(data["columns"]["dice"], kind="stable"), [picture["row"] for picture in data["pictures"]]
+    assert shown == places[[*range(8), 8, 26, 45, 63]].tolist()  # the worst, and evenly the others
+
+
+def test_the_worst_photos_are_drawn_with_their_errors(demo, runs):
+    result = run_script("draw.py", "worst", "near", "--runs", runs, "--input", demo / "input", "--count", 3)
+    assert result.stdout == f"{runs / 'near' / 'worst.jpg'}: the 3 worst of 64 photos\n"
+    assert cv2.imread(str(runs / "near" / "worst.jpg")).shape == (3 * (320 + 24), 480 + 2 * 320, 3)
+
+
+def test_an_experiment_without_evaluation_and_photos_that_are_gone_are_named(demo, runs, tmp_path):
+    shutil.copytree(runs / "near", tmp_path / "bare")
+    (tmp_path / "bare" / "oof_masks.csv.gz").unlink()
+    for part, name in (("train", "other_01.jpg"), ("train_masks", "other_01_mask.gif")):
+        (tmp_path / part).mkdir()
+        shutil.copy(next((demo / "input" / part).iterdir()), tmp_path / part / name)
+    for command, root, words in [
+        ("report.py bare", tmp_path, r"oof_masks\.csv\.gz.*run src/evaluate\.py bare first"),
+        ("report.py near", runs, r"oof\.csv: \w+_01 is not among the photos"),
+        ("draw.py worst near", runs, "none of its photos is in"),
+    ]:
+        options = ["--input", tmp_path, "--runs", root, "--output", tmp_path / "page.html"]
+        result = run_script(*command.split(), *options, check=False)
+        assert (result.returncode, bool(re.search(words, result.stderr))) == (2, True), result.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
+@NEEDS_BROWSER
+@pytest.mark.parametrize(("width", "scheme", "paper"), [(1280, "light", [255, 255, 255]), (390, "dark", [15, 19, 24])])
+def test_it_fits_a_laptop_and_a_phone_and_is_known_to_screen_readers(open_page, report, width, scheme, paper):
+    page = open_page(report, width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)") == paper
+    labels = page.evaluate("[...document.querySelectorAll('svg')].map((svg) => svg.getAttribute('aria-label'))")
+    texts = page.evaluate("[...document.images].map((image) => image.alt)")
+    assert (len(labels), len(texts)) == (9, 12)  # the charts; the photos
+    assert all(labels + texts)
+
+
+@NEEDS_BROWSER
+def test_5120_photos_are_filtered_and_sorted(open_page, report, tmp_path):
+    data = json.loads(DATA.search(report.read_text())[0])
+    columns = data["columns"] = {name: 80 * values for name, values in data["columns"].items()}
+    (tmp_path / "large.html").write_text(DATA.sub(lambda _: json.dumps(data), report.read_text()))
+    page = open_page(tmp_path / "large.html")
+    dice, status = page.locator("#table tbody tr td:nth-child(4)"), page.get_by_role("status")
+    worst = dice.all_inner_texts()
+    assert (len(worst), worst) == (100, sorted(worst))
+    page.get_by_role("button", name="Dice", exact=True).click()
+    assert page.locator("th[data-key=dice]").get_attribute("aria-sort") == "descending"
+    assert dice.first.inner_text() == f"{max(columns['dice']):.5f}"
+    page.locator("#angle").select_option("3")
+    assert status.inner_text().startswith("100 of 320 photos")
+    page.locator("#more").click()
+    assert dice.count() == 200
+    page.locator("#fold").select_option("1")
+    assert status.inner_text().startswith("100 of 160 photos")
+    page.locator("#car").fill("no such car")
+    assert status.inner_text() == "0 of 0 photos, 0 with a picture"
+
+
+RED = """(() => { const c = document.querySelector('canvas'); let red = 0;
+    const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+    for (let i = 0; i < d.length; i += 4) red += d[i] === 255 && d[i + 1] === 30 && d[i + 2] === 30;
+    return [c.width, c.height, red]; })()"""
+
+
+@NEEDS_BROWSER
+def test_a_photo_is_looked_at_by_keyboard(open_page, report):
+    page = open_page(report)
+    page.locator(".tile").first.focus()
+    page.keyboard.press("Enter")
+    canvas = page.wait_for_selector("canvas[data-drawn$='errors whole']")
+    first = canvas.get_attribute("data-drawn").split()[0]
+    extra = page.locator("#table tbody tr").first.locator("td").nth(4).inner_text()
+    assert page.evaluate(RED) == [144, 96, int(extra)]
+    keys = {"2": "photo whole", "3": "truth whole", "4": "prediction whole", "z": "prediction worst"}
+    for key, drawn in keys.items():
+        page.keyboard.press(key)
+        page.wait_for_selector(f"canvas[data-drawn='{first} {drawn}']")
+    assert "worst place" in canvas.get_attribute("aria-label")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"!document.querySelector('canvas').dataset.drawn.startsWith('{first}')")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(f"canvas[data-drawn^='{first}']").click()
+    page.wait_for_selector("canvas[data-drawn$='prediction whole']").click()
+    assert canvas.get_attribute("class") == "full"
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()

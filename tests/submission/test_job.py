@@ -1,0 +1,265 @@
+"""`make_submission.py`: after a kill at any moment, in shards and in processes it gives the rows of one command."""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import SRC, run_script
+from PIL import Image
+from varied_runs import CPU, write_run
+
+from carvana.data.images import open_test
+from carvana.data.loader import Loading
+from carvana.errors import InputError
+from carvana.log import read_records
+from carvana.prediction.ensemble import Choice, write_ensemble
+from carvana.prediction.postprocess import PostProcess
+from carvana.submission.csv import read_submission
+from carvana.submission.job import build_predictor, choose, match_sample, measure
+from carvana.submission.manifest import manifest_path, read_manifest
+
+
+@pytest.fixture(scope="module")
+def where(demo, tmp_path_factory):
+    """Options: drawn photos, and a fold of one experiment and two of another, of another size."""
+    runs = tmp_path_factory.mktemp("runs")
+    for name, size, folds in (("wide", [32, 64], 1), ("small", [32, 48], 2)):
+        write_run(runs, name, size, folds, open_test(demo / "input"))
+    return ["--input", demo / "input", "--runs", runs]
+
+
+@pytest.fixture(scope="module")
+def command(where):
+    """It predicts 16 photos, in 4 blocks of 4, into the file that is given next; later options replace earlier ones."""
+    options = ["--threshold", 0.5, "--batch-size", 2, "--block-size", 3, "--num-workers", 0]
+    return ["make_submission.py", "wide", *where, *options, "--output"]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The CSV of one uninterrupted command."""
+    output = tmp_path_factory.mktemp("whole") / "x.csv"
+    done = run_script(*command, output)
+    assert "16 photos, 1 networks x 2 views, cpu" in done.stderr
+    assert re.fullmatch(rf"{output}: 16 rows, checked; [\d.]+ photos a second, peak memory \d+ MiB\n", done.stdout)
+    assert sorted(os.listdir(output.parent)) == ["x.csv", "x.csv.json"]
+    return output.read_bytes()
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "x.csv"
+
+
+def count_blocks(output) -> int:
+    return len(list(output.parent.glob(f"{output.name}.parts/block-*")))
+
+
+@pytest.mark.parametrize("moment", range(9))
+def test_a_command_killed_before_a_step_continues_to_the_same_bytes(command, output, whole, moment, monkeypatch):
+    """Before the manifest, a block (1 to 4), the joined file, the output or its manifest appear, or while it tidies."""
+    rename, renamed = os.replace, []
+
+    def replace(source, target):
+        if len(renamed) == moment:
+            raise BaseException("killed")  # what no `except` of the code catches
+        rename(source, renamed.append(target) or target)
+
+    def remove(folder, ignore_errors):
+        if folder.exists():
+            (folder / "manifest.json").unlink()
+            raise BaseException("killed")
+
+    monkeypatch.setattr("os.replace", replace)
+    monkeypatch.setattr("shutil.rmtree", remove)
+    with pytest.raises(BaseException, match="killed"):
+        run_script(*command, output)
+    monkeypatch.undo()
+    kept = min(max(moment - 1, 0), 4)
+    assert (output.exists(), count_blocks(output)) == (moment > 6, kept)
+    (output.parent / "x.csv.parts" / ".block-00002.csv.99.tmp").write_text("img,rle_m")  # as a real kill leaves one
+    assert (f"{kept} of 4 blocks are there" in run_script(*command, output).stderr) == (1 < moment < 8)
+    assert output.read_bytes() == whole
+    assert sorted(os.listdir(output.parent)) == ["x.csv", "x.csv.json"]
+
+
+def test_kills_at_random_moments_lose_and_change_nothing(command, tmp_path):
+    """kill -9: a file under the output's name is always the whole and right one."""
+
+    def start(output) -> int:
+        if child := os.fork():
+            return child
+        torch.set_num_threads(1)  # the others do not survive a fork
+        try:
+            run_script(*command, output)
+        finally:
+            os._exit(0)
+
+    os.waitpid(start(tmp_path / "whole.csv"), 0)
+    draw, end, kills, number = random.Random(0), time.monotonic() + 60, 0, 0
+    while number < 3 or kills < 4:
+        output = tmp_path / f"{number}.csv"
+        wanted, child = draw.randint(count_blocks(output) + 1, 5), start(output)  # of 5 there are never as many
+        while count_blocks(output) < wanted and not output.exists():
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.005))
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitpid(child, 0)[1] == signal.SIGKILL
+        if output.exists():
+            assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+            number += 1
+
+
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(command, output, whole):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))  # a block is smaller, the joined file not
+    try:
+        full = run_script(*command, output, check=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (full.returncode, output.exists()) == (2, False)
+    assert re.fullmatch(r"error: .*File too large.*", full.stderr.splitlines()[-1])
+    assert "4 of 4 blocks are there already" in run_script(*command, output).stderr
+    assert output.read_bytes() == whole
+
+
+def test_hours_stop_between_blocks_with_status_three_and_the_same_command_continues(command, output, whole):
+    for blocks in (1, 2, 3):
+        done = run_script(*command, output, "--hours", 0, check=False)
+        assert (done.returncode, count_blocks(output), output.exists()) == (3, blocks, False)
+        assert f"{output}: stopped before it is whole, {blocks} of 4 blocks are in {output}.parts; give" in done.stderr
+    assert "3 of 4 blocks are there already" in run_script(*command, output, "--hours", 0).stderr
+    assert output.read_bytes() == whole
+
+
+def test_blocks_of_another_prediction_are_refused_unless_overwritten(command, output):
+    run_script(*command, output, "--hours", 0, check=False)
+    for changes, difference in [
+        (["--threshold", 0.4], "threshold 0.5 instead of 0.4"), (["--shard", "1/2"], "shard 1/1 instead of 1/2"),
+        (["--batch-size", 4], "batch size 2 instead of 4"), (["--block-size", 8], "block size 4 instead of 8"),
+        (["--backend", "openvino"], "backend torch instead of openvino"), (["small"], "other checkpoints"),
+    ]:  # fmt: skip
+        done = run_script(*command, output, *changes, check=False)
+        assert (done.returncode, done.stdout, count_blocks(output)) == (2, "", 1)
+        words = rf"error: {output}\.parts: an unfinished prediction with {difference}: .*, or --overwrite to start anew"
+        assert re.fullmatch(words, done.stderr.splitlines()[-1])
+    assert "already" not in run_script(*command, output, "--threshold", 0.4, "--overwrite").stderr
+    assert read_manifest(manifest_path(output)).threshold == 0.4
+
+
+def test_damaged_blocks_and_strange_files_are_named_and_other_code_may_continue(command, output, whole, monkeypatch):
+    run_script(*command, output, "--hours", 0, check=False)
+    block, diary, other = (output.parent / name for name in ("x.csv.parts/block-00000.csv", "z.csv.parts/a", "y.csv"))
+    block.write_text("".join(block.read_text().splitlines(keepends=True)[:-1]))
+    assert "block-00000.csv: damaged; remove it" in run_script(*command, output, check=False).stderr
+    block.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("carvana.submission.job.git_commit", lambda: "0123456789abcdef")
+        assert f"note: {output}.parts was begun by other code, commit " in run_script(*command, output).stderr
+    assert output.read_bytes() == whole
+    diary.mkdir(parents=True)
+    assert "z.csv.parts: holds a, which" in run_script(*command, output.with_name("z.csv"), check=False).stderr
+    assert diary.exists()
+    monkeypatch.setattr("carvana.submission.blocks.find_faults", lambda *_: (["a fault"], []))
+    assert "failed its own check" in run_script(*command, other, check=False).stderr
+    assert not other.exists()
+
+
+def assert_same_rows(output, expected: bytes) -> None:
+    """Another batch size or number of threads may round a probability to the other side of the threshold."""
+    for row, expected_row in zip(output.read_text().splitlines(), expected.decode().splitlines(), strict=True):
+        assert row.partition(",")[0] == expected_row.partition(",")[0]
+        assert len(row) == pytest.approx(len(expected_row), rel=0.02)
+
+
+def test_blocks_batches_and_shards_change_no_row_and_the_merged_whole_is_recorded(command, output, whole, where):
+    run_script(*command, output, "--block-size", 100, "--num-workers", 1)
+    assert output.read_bytes() == whole
+    run_script(*command, output, "--batch-size", 5)
+    assert_same_rows(output, whole)
+    journal, merged, *parts = map(output.with_name, ("log.jsonl", "all.csv", "1.zip", "2.csv.gz", "3.csv"))
+    journal.touch()
+    for number, part in enumerate(parts, 1):
+        run_script(*command, part, "--shard", f"{number}/3")
+    assert [read_manifest(manifest_path(part)).photos for part in parts] == [4, 4, 8]
+    assert read_records(journal) == []
+    done = run_script("submission.py", "merge", *parts[::-1], "--output", merged, *where)
+    assert done.stdout == f"{merged}: 16 rows of 3 parts, checked\n"
+    assert merged.read_bytes() == whole
+    assert [(record["file"], record["experiments"]) for record in read_records(journal)] == [("all.csv", {"wide": 1.0})]
+    refused = run_script(*command, output, "--shard", "1/5", check=False).stderr
+    assert refused.endswith("error: --shard 1/5: 16 photos are only 4 blocks of 4\n")
+
+
+def test_two_processes_share_the_missing_blocks(command, output, whole):
+    run_script(*command, output, "--hours", 0, check=False)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = map(str, [*torchrun, SRC / command[0], *command[1:], output])
+    done = subprocess.run(list(arguments), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert ("1 of 4 blocks are there" in done.stderr, done.stdout.count("16 rows, checked")) == (True, 1)
+    assert_same_rows(output, whole)
+    assert sorted(os.listdir(output.parent)) == ["x.csv", "x.csv.json"]
+
+
+def test_an_estimate_is_of_few_photos_needs_no_threshold_and_writes_nothing(where, tmp_path, monkeypatch):
+    done = run_script("make_submission.py", "small", "--estimate", "--batch-size", 2, *where, cwd=tmp_path)
+    figures = (
+        r"photos a second, measured on 14\n[\d.]+ hours for 16 photos on this device\n1 shards of at most 11\.5 hours"
+    )
+    assert re.fullmatch(rf"[\d.]+ {figures}\npeak memory \d+ MiB\n", done.stdout)
+    assert os.listdir(tmp_path) == []
+    clock, rows = iter(range(100)), iter([("00.jpg", "1 2")] * 50)
+    monkeypatch.setattr("time.monotonic", clock.__next__)
+    assert measure(rows, first=4, enough=24, seconds=100) == (20, 1.0)
+    assert measure(rows, first=2, enough=24, seconds=6.5) == (7, 1.0)
+
+
+def test_an_ensembles_file_decides_all(where, output, monkeypatch):
+    monkeypatch.setattr("carvana.device.native_precision", lambda device: "no")  # exact
+    (_, root, _, runs), file, repair = where, output.with_name("ensemble.json"), PostProcess(holes=200, parts=300)
+    written = Choice(experiments={"small": 0.25, "wide": 0.75}, threshold=0.45, postprocess=repair)
+    paths = {name: runs / name / "fold0" / "best.safetensors" for name in written.experiments}
+    write_ensemble(file, written, {0: paths}, {})
+    choice, checkpoints = choose(None, file, runs, None, None)
+    predictor, photos = build_predictor(choice, checkpoints, CPU, Loading(), "torch"), open_test(root)
+    assert (choice, [member.weight for member in predictor.mixes[0]]) == (written, [0.25, 0.75])
+    run_script("make_submission.py", *where, "--ensemble", file, "--output", output)
+    encode = lambda postprocess: [row.rle for row in predictor.encode(photos, photos.image_ids, 0.45, postprocess)]
+    assert [rle for _, rle in read_submission(output)] == encode(repair) != encode(PostProcess())
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ("nonesuch", "--output: missing"), ("nonesuch --output x.txt", "must end in"),
+    ("nonesuch --output x.csv", "nonesuch: no trained fold there"),
+    ("small --output x.csv", "oof.json: missing, so there is no threshold yet"),
+    ("--output x.csv", "give names of experiments, or --ensemble"),
+    ("small --output x.csv --ensemble x.json", "one of the two"),
+    ("--output x.csv --ensemble x.json --tta none", "x.json holds views and threshold"),
+])  # fmt: skip
+def test_what_cannot_be_predicted_is_said_before_photos_are_opened(where, tmp_path, arguments, words):
+    done = run_script("make_submission.py", *where, "--input", "no", *arguments.split(), check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n"), words in done.stderr) == (2, 1, True)
+
+
+def test_the_sample_orders_the_photos_and_must_have_them_in_one_size(demo, command, output):
+    photos = open_test(demo / "input")
+    names = [photos.name(image_id) for image_id in photos.image_ids]
+    assert match_sample(names[::-1], photos, whole=True) == photos.image_ids[::-1]
+    assert match_sample(["other_01.jpg", *names], photos, whole=False) == photos.image_ids
+    for sample, whole in ((["other_01.jpg", *names], True), (["other_01.jpg"], False)):
+        with pytest.raises(InputError, match=rf"lacks 1 of the {len(sample)} photos of the sample: other_01\.jpg"):
+            match_sample(sample, photos, whole)
+    copy = shutil.copytree(demo / "input", output.with_name("input"))
+    Image.new("RGB", (90, 60)).save(copy / "test" / names[5])
+    refused = run_script(*command, output, "--input", copy, check=False).stderr
+    assert f"{names[5]}: photos of different sizes in one submission: [(60, 90), (96, 144)]" in refused

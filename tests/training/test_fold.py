@@ -1,0 +1,236 @@
+"""Runs of a tiny network: what they leave, what stops them, what they continue from, what is refused."""
+
+import itertools
+import shutil
+from dataclasses import replace
+from unittest.mock import DEFAULT, Mock, patch
+
+import pytest
+import torch
+from conftest import TINY, run_script
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from carvana.config import parse_config
+from carvana.data.folds import folds_digest, read_folds
+from carvana.data.images import open_train
+from carvana.errors import InputError
+from carvana.log import read_records
+from carvana.models import build_model
+from carvana.models.checkpoint import load_checkpoint, save_checkpoint
+from carvana.training import averaging, engine
+from carvana.training import fold as module
+from carvana.training.fold import train_fold, train_folds
+from carvana.training.learner import build_learner
+from carvana.training.state import Fold, initial_checkpoint, parse_folds, split_fold
+from carvana.training.validation import whole_photos
+
+STAGE = {"data": {"size": [16, 32], "crop": None}, "train": {"epochs": 2, "batch_size": 8}, "optim": {"lr": 0.003}}
+LAST = {"data": TINY["data"] | {"crop": [32, 32]}, "train": TINY["train"] | {"batch_size": 16}}
+CONFIG = parse_config(TINY | LAST | {"earlier_stages": [STAGE]}, "test")
+CURVES = {"train/loss": "loss", "train/skipped_steps": "skipped_steps", "val/dice": "dice", "val/worst_dice": "worst"}
+
+
+def split(demo, runs, number: int = 0) -> Fold:
+    """With a single car on either side."""
+    fold = split_fold(open_train(demo / "input"), read_folds(demo / "folds.csv"), number, runs, "tiny")
+    return replace(fold, train=fold.train.select(fold.train.cars[:1]), val=fold.val.select(fold.val.cars[:1]))
+
+
+@pytest.fixture
+def fold(demo, tmp_path):
+    return split(demo, tmp_path)
+
+
+BATCHES, RATES = Mock(wraps=engine.forward_backward), Mock(wraps=engine.set_rate)
+
+
+@pytest.fixture(scope="module")
+def whole(demo, tmp_path_factory):
+    """A run of CONFIG that nothing stopped; BATCHES and RATES are what it was trained on."""
+    fold = split(demo, tmp_path_factory.mktemp("runs"))
+    with patch.multiple(engine, forward_backward=BATCHES, set_rate=RATES):
+        assert train_fold(CONFIG, fold)
+    return fold
+
+
+def results(fold):
+    return load_checkpoint(fold.folder / "best.safetensors"), read_records(fold.folder / "log.jsonl")
+
+
+def test_split_keeps_cars_apart(demo, tmp_path):
+    table, photos = read_folds(demo / "folds.csv"), open_train(demo / "input")
+    folds = [split_fold(photos, table, number, tmp_path, "x") for number in parse_folds("0,1", table)]
+    assert parse_folds("all", table) == [0, 1]
+    assert sorted(folds[0].val.cars + folds[1].val.cars) == photos.cars
+    assert all(sorted(fold.train.cars + fold.val.cars) == photos.cars for fold in folds)
+    assert (folds[1].digest, folds[1].folder) == (folds_digest(table), tmp_path / "x" / "fold1")
+    with pytest.raises(InputError, match="--fold 7: the table has folds 0 to 1"):
+        split_fold(photos, table, 7, tmp_path, "x")
+    with pytest.raises(InputError, match=table["car"][0]):  # a photographed car that the table lacks
+        split_fold(photos, table[1:], 0, tmp_path, "x")
+    with pytest.raises(InputError, match="--fold 1-2: give a number, several as 0,1, or all"):
+        parse_folds("1-2", table)
+
+
+def test_a_run_goes_through_its_stages_and_leaves_checkpoint_log_config_and_state(whole):
+    checkpoint, records = results(whole)
+    small, large = ([16, 32], 16), ([32, 48], 16)
+    assert [(record["size"], record["photos"]) for record in records] == [small, small, large, large]
+    assert [(record["epoch"], record["step"]) for record in records] == [(1, 2), (2, 4), (3, 5), (4, 6)]
+    assert records[2]["loss"] < records[0]["loss"]  # the weights are carried over
+    shapes = [tuple(call.args[1].shape) for call in BATCHES.call_args_list]
+    assert shapes == [(8, 3, 16, 32)] * 4 + [(16, 3, 32, 32)] * 2
+    assert whole_photos(16, CONFIG.data) == 10  # validated at once: as many pixels as 16 crops
+    rates = [(0.003, step, 8) for step in range(4)] + [(0.001, step, 4) for step in (2, 3)]  # a cosine for both stages
+    rates = [lr * engine.rate_factor(step, steps, 0.1) for lr, step, steps in rates]
+    assert [call.args[1] for call in RATES.call_args_list] == pytest.approx(rates)
+    best = max(records[2:], key=lambda record: record["dice"])
+    assert (checkpoint.fold, checkpoint.epoch, checkpoint.dice) == (0, best["epoch"], best["dice"])
+    assert (checkpoint.folds_digest, checkpoint.config.model) == (whole.digest, CONFIG.model)
+    assert [state.name for state in (whole.folder / "state").iterdir()] == ["epoch-0004"]
+    assert not (whole.folder / "tensorboard").exists()
+
+
+def test_all_folders_and_photos_are_looked_at_before_the_first_fold_is_trained(tiny, demo, tmp_path, capsys):
+    first, second = folds = [split(demo, tmp_path, number) for number in (0, 1)]
+    assert not train_folds(tiny(), folds, first.train, deadline=0.0)
+    assert "fold 1" not in capsys.readouterr().err
+    assert train_fold(tiny(train={"epochs": 1}), second)
+    with pytest.raises(InputError, match="fold1: holds a run"):
+        train_folds(tiny(), folds, first.train)
+    shutil.copytree(demo / "input", tmp_path / "input")
+    photo = next((tmp_path / "input" / "train").iterdir())
+    photo.write_bytes(photo.read_bytes()[:2000])
+    with pytest.raises(InputError, match=photo.name):
+        train_folds(tiny(), folds, open_train(tmp_path / "input"), overwrite=True)
+    assert not (first.folder / "best.safetensors").exists()
+
+
+def test_time_limit_stops_with_a_resumable_state(tiny, fold, monkeypatch, capsys):
+    config, looks = tiny(train={"epochs": 2}), itertools.count()
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(looks)))  # about 24 an epoch
+    assert not train_fold(config, fold, deadline=10.0)
+    assert "nothing saved: not even one epoch fits" in capsys.readouterr().err
+    looks = itertools.count()
+    assert not train_fold(config, fold, deadline=35.0)
+    assert next(looks) < 35
+    assert "out of time after 1 of 2 epochs; --resume continues" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert train_fold(config, fold, resume=True)
+    assert len(results(fold)[1]) == 2
+
+
+@pytest.mark.parametrize(("mean_dice", "epoch", "parts"), [(0.95, 4, (3, 4)), (0.0, 3, (3,))])
+def test_the_mean_of_the_last_epochs_is_kept_if_it_is_better(tiny, fold, monkeypatch, mean_dice, epoch, parts):
+    """Than the best epoch of the last stage: an earlier stage's best gives way."""
+    weights, dice = {}, {1: 0.99, 2: 0.2, 3: 0.9, 4: 0.3}
+
+    def score(learner, *_):
+        number = learner.position.epoch + 1
+        weights[number] = {name: tensor.clone() for name, tensor in learner.ema.module.named_parameters()}
+        return {"x": dice[number]}
+
+    monkeypatch.setattr(module, "validate", score)
+    monkeypatch.setattr(averaging, "validate", lambda *_: {"x": mean_dice})
+    assert train_fold(tiny(train={"epochs": 3, "average": 2}, earlier_stages=[{"train": {"epochs": 1}}]), fold)
+    checkpoint, _ = results(fold)
+    assert (checkpoint.epoch, checkpoint.dice) == (epoch, max(mean_dice, 0.9))
+    for name, tensor in checkpoint.model.named_parameters():
+        assert torch.allclose(tensor, sum(weights[part][name] for part in parts) / len(parts), atol=1e-6)
+    assert not (fold.folder / "epochs").exists()
+
+
+def test_a_run_starts_from_another_runs_weights_of_the_same_fold(tiny, fold, tmp_path):
+    path, first = tmp_path / "first" / "fold0" / "best.safetensors", build_model(tiny().model)
+    save_checkpoint(path, first, tiny(), 0, 1, 0.9, fold.digest)
+    config = tiny(train={"epochs": 1, "init_from": "first"}, optim={"lr": 1e-12})
+    assert train_fold(config, fold)
+    weights = dict(results(fold)[0].model.named_parameters())
+    assert all(torch.allclose(weights[name], tensor, atol=1e-6) for name, tensor in first.named_parameters())
+    assert initial_checkpoint(config.changed(train={"init_from": str(tmp_path / "first")}), fold) == path
+    with pytest.raises(InputError, match="has other model settings"):
+        build_learner(tiny(model={"decoder_channels": [4] * 5}), path)
+    with pytest.raises(InputError, match=r"first/fold0/best\.safetensors is of another split: it has seen cars"):
+        train_fold(config, replace(fold, digest="another digest"))
+    with pytest.raises(InputError, match=r"fold1/best\.safetensors: not a readable checkpoint"):
+        train_fold(config, replace(fold, number=1, folder=tmp_path / "tiny" / "fold1"))
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+@pytest.mark.parametrize(("function", "epoch"), [("validate", 2), ("save_state", 2), ("train_one_epoch", 3)])
+def test_a_killed_run_resumes_to_the_weights_of_a_whole_one(whole, tmp_path, function, epoch):
+    """And to a point an epoch in TensorBoard, of which the whole run knew nothing."""
+    killed = replace(whole, folder=tmp_path / "killed" / "fold0")
+    dying = Mock(wraps=getattr(module, function), side_effect=[DEFAULT] * (epoch - 1) + [Killed])
+    with patch.object(module, function, dying), pytest.raises(Killed):
+        train_fold(CONFIG, killed, tracker="tensorboard")
+    (killed.folder / "state" / "unfinished").mkdir()
+    assert results(killed)[0].config.data.size == (16, 32)  # it can be evaluated
+    for _ in range(2):  # the second time there is nothing to do
+        assert train_fold(CONFIG, killed, resume=True, tracker="tensorboard")
+    weights, expected = (results(fold)[0].model.state_dict() for fold in (killed, whole))
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
+    assert len(list((killed.folder / "tensorboard").iterdir())) == 2
+    events = EventAccumulator(str(killed.folder / "tensorboard"), {"scalars": 0}).Reload()
+    points = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert set(points) == {*CURVES, "rate/encoder", "rate/lr", "train/photos_per_second"}
+    for tag, key in CURVES.items():
+        assert points[tag] == [(r["epoch"], pytest.approx(r[key])) for r in results(whole)[1]]
+    assert [(step, pytest.approx(2 * rate)) for step, rate in points["rate/encoder"]] == points["rate/lr"]
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return replace(whole, folder=shutil.copytree(whole.folder, tmp_path / "copied" / "fold0"))
+
+
+def test_a_run_is_neither_overwritten_by_chance_nor_resumed_as_another(whole, copied):
+    with pytest.raises(InputError, match="holds a run; continue it with --resume or replace it with --overwrite"):
+        train_fold(CONFIG, copied)
+    refusal = "cannot be resumed, it was another run: "
+    with pytest.raises(InputError, match=refusal + r"config\.optim\.lr: 0\.001 -> 0\.5"):
+        train_fold(CONFIG.changed(optim={"lr": 0.5}), copied, resume=True)
+    swapped = replace(copied, train=whole.val, val=whole.train, digest="another digest")
+    with pytest.raises(InputError, match=refusal + r"folds_digest: \w+ -> another digest; train_cars"):
+        train_fold(CONFIG, swapped, resume=True)
+    loading = {"num_workers": 1, "cache_gib": 0}  # and where the encoder's weights came from: they change no weights
+    stage = STAGE | {"data": STAGE["data"] | loading}
+    moved = CONFIG.changed(model={"weights": "elsewhere.pth"}, data=loading, earlier_stages=[stage])
+    assert train_fold(moved, copied, resume=True)
+    best = copied.folder / "best.safetensors"
+    assert best.read_bytes() == (whole.folder / "best.safetensors").read_bytes()
+    assert train_fold(CONFIG.changed(train={"epochs": 1}, earlier_stages=()), copied, overwrite=True)
+    assert len(results(copied)[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "state"), "no state to resume from"),
+        (lambda folder: (folder / "run.json").unlink(), r"has no readable run\.json"),
+        (lambda folder: (folder / "state/epoch-0004/optimizer.bin").write_bytes(b"cut"), "epoch-0004: damaged"),
+    ],
+)
+def test_what_cannot_be_resumed_is_left_as_it_is(copied, damage, message):
+    damage(copied.folder)
+    before = (copied.folder / "best.safetensors").read_bytes()
+    with pytest.raises(InputError, match=f"{message}.*; start anew with --overwrite"):
+        train_fold(CONFIG, copied, resume=True)
+    assert (copied.folder / "best.safetensors").read_bytes() == before
+
+
+REFUSALS = {
+    ("--tracker", "paper"): "--tracker paper: choose from none, tensorboard",
+    ("--tracker", "tensorboard"): "--tracker tensorboard: the package is not installed; pip install tensorboard",
+    ("--resume", "--overwrite"): "--resume and --overwrite: choose one",
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSALS.items())
+def test_what_cannot_be_is_refused_before_anything_is_read(options, message, monkeypatch):
+    monkeypatch.setattr("carvana.training.tracking.get_available_trackers", lambda: [])
+    result = run_script("train.py", "demo", *options, "--input", "absent", check=False)
+    assert (result.returncode, result.stderr) == (2, f"error: {message}\n")

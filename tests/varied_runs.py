@@ -1,0 +1,46 @@
+"""Checkpoints to predict with, made in a moment: untrained networks whose masks have edges."""
+
+from pathlib import Path
+
+import torch
+from conftest import TINY
+
+from carvana.config import parse_config
+from carvana.data.folds import folds_digest, read_folds
+from carvana.data.geometry import Fit
+from carvana.data.images import Photos, open_train
+from carvana.data.loader import Loading, to_tensor
+from carvana.device import Device
+from carvana.evaluation.oof import Unseen, common_checkpoints
+from carvana.models import build_model
+from carvana.models.checkpoint import save_checkpoint
+
+CPU = Device(torch.device("cpu"))
+
+
+def write_run(runs: Path, name: str, size: list[int], folds: int, photos: Photos, digest: str = "digest") -> None:
+    """The folds of an experiment, none like another: half of the maps of these photos lies above 0."""
+    config = parse_config(TINY | {"name": name, "data": {"size": size}}, name)
+    fitted = [photos.fitted(image_id, [Fit.of(config.data)])[0][0] for image_id in photos.image_ids[:8]]
+    images = torch.stack([to_tensor(image) for image in fitted])
+    for fold in range(folds):
+        torch.manual_seed(fold + sum(size))
+        model = build_model(config.model)
+        with torch.no_grad():
+            for module in model.modules():
+                module.momentum = 1.0  # statistics of one pass
+            model.train()(images)
+            weight, bias = [*model.eval().parameters()][-2:]
+            weight *= 4 / model(images).std()
+            bias -= model(images).median()
+        path = runs / name / f"fold{fold}" / "best.safetensors"
+        save_checkpoint(path, model, config, fold, 1, 0.5, digest)
+
+
+def write_unseen(runs: Path, demo: Path, **sizes: list[int]) -> Unseen:
+    """Experiments of these network sizes, with two folds each, and the photos of two cars, one of each fold."""
+    folds = read_folds(demo / "folds.csv")
+    photos = open_train(demo / "input").select(folds.groupby("fold")["car"].first())
+    for name, size in sizes.items():
+        write_run(runs, name, size, 2, photos, folds_digest(folds))
+    return Unseen(common_checkpoints(runs, [*sizes], folds), photos, folds, CPU, Loading(8, 0))
