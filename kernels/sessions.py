@@ -118,7 +118,7 @@ def fetch_output(entry: Entry, ledger: Ledger, client: Client) -> None:
     for _ in range(FETCHES):
         client.fetch(entry.kernel, folder)
         summary = read_status(folder)
-        if summary:
+        if summary and not damaged(folder, summary):
             break
     if summary is None:
         entry.faults.append("it left no status.json")

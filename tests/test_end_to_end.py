@@ -1,6 +1,7 @@
 """The main job as a user runs it: scripts, on drawn cars, with a tiny network; and what only processes can show."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -69,6 +70,24 @@ def test_each_step_says_what_it_has_made(workplace):
     assert (record["file"], record["folds"], record["views"]) == ("tiny.csv.gz", {"tiny": [0, 1]}, summary["tta"])
     assert record["cv"][0]["dice"] == summary["dice"]
     assert "| tiny.csv.gz | tiny | 0 1 |" in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("command", "line"), [
+    ("train.py nonesuch", r"nonesuch\.yaml: no such experiment"),
+    ("train.py tiny.yaml --input nowhere --runs new --folds folds.csv", r"nowhere: "),
+    ("train.py tiny.yaml --set optim.lrr=1 --input input --runs new --folds folds.csv", r"optim\.lrr"),
+    ("evaluate.py nonesuch --input input --runs runs --folds folds.csv", r"runs/nonesuch: no trained fold"),
+    ("make_submission.py tiny --tta spin --input input --runs runs --output new.csv", r"spin"),
+    ("make_submission.py tiny --input input --runs runs --output new.txt", r"new\.txt"),
+    ("cut_out.py tiny --photos nowhere --output new --runs runs", r"nowhere"),
+    ("report.py nonesuch --input input --runs runs", r"nonesuch"),
+])  # fmt: skip
+def test_a_mistake_ends_in_one_line_that_names_it_and_leaves_nothing(workplace, command, line):
+    root, before = workplace[0], sorted(workplace[0].rglob("*"))
+    result = run_script(*command.split(), cwd=root, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(rf"error: .*{line}.*\n", result.stderr)
+    assert sorted(root.rglob("*")) == before
 
 
 def test_submission_and_cut_outs_are_the_mean_of_folds_and_views(workplace):

@@ -58,8 +58,7 @@ def test_search_takes_the_weights_that_noise_asks_for_and_views_that_help():
     search = Search(fill([[2.0], [2.0], [9.0]], 12), ["a", "b", "noise"], ["identity"])
     ladder = search.ladder()
     simplest, best = search.simplest(), ladder[-1]
-    assert best.experiments["a"] == pytest.approx(best.experiments["b"], abs=0.2)
-    assert best.experiments.get("noise", 0) < 0.2
+    assert abs(best.experiments["a"] - best.experiments["b"]) < 0.2 > best.experiments.get("noise", 0)
     assert sum(best.experiments.values()) == pytest.approx(1, abs=1e-5)
     assert simplest in ladder[:2]
     assert search.dices(best).mean() > search.dices(simplest).mean() + 0.005

@@ -41,6 +41,7 @@ WRONG = {  # overrides
     "train.epochs=[": "not valid YAML", "loss=bce": "loss = 'bce': .*dictionary",
     "loss={}": "name at least one term: bce",
     "loss={border_bce_dice: {rign: 15}}": r"border_bce_dice\.rign: no such setting; did you mean ring",
+    "loss={focal: {alpha: 1}}": r"focal\.alpha = 1: .*less than 1", "loss={bce: .nan}": r"bce\.weight = nan: .*finite",
     "loss={border_bce_dice: {ring: 2.5}}": r"border_bce_dice\.ring = 2\.5: .*integer",
 }  # fmt: skip
 

@@ -111,6 +111,7 @@ def season(demo, mounts, tmp_path_factory) -> SimpleNamespace:
         launch.submit("demo", **files)  # the second one had arrived
         with pytest.raises(InputError, match="was submitted before"):
             launch.submit("demo", **files)
+        launch.submit("demo", again=True, **files)
     return SimpleNamespace(root=root, server=server, machines=machines, requests=[*server.pushed.values()])
 
 
@@ -147,7 +148,7 @@ def test_the_submission_is_what_the_scripts_predict_here_with_the_fetched_folds(
     assert list(manifest.checkpoints["demo"]) == ["0", "1"]
     assert "1 of 2 blocks are there already" in season.machines[6].log
     assert ("overlays.jpg" in merged.status["files"], "rows of 3 parts, checked" in merged.log) == (True, True)
-    assert (season.server.uploads, len(season.server.submissions)) == ([file.read_bytes()] * 2, 1)
+    assert (season.server.uploads, len(season.server.submissions)) == ([file.read_bytes()] * 3, 2)
     message = r"demo, folds 0 1, none, CV 0\.\d{5} of 32 photos, commit [0-9a-f]{7}"
     assert re.fullmatch(message, season.server.submissions[0])
     (record,) = read_journal(season.root / "submissions" / "log.jsonl")
@@ -177,7 +178,7 @@ def server(season, tmp_path):
         ({method: ["lost"] for method in ASKED}, [], "", 2, 1),
         ({"SaveKernel": ["cut"]}, [], "", 1, 1),  # it had arrived
         ({"SaveKernel": ["busy", "busy"]}, [], "", 3, 1),
-        ({"GET": ["cut"]}, [], "", 1, 1),
+        ({"GET": [None, "cut"]}, [], "", 1, 1),
         ({"SaveKernel": ["refuse"]}, [], "not pushed: .*Your notebook was refused", 2, 1),
         ({"SaveKernel": [403]}, [], "accept the competition's rules", 2, 1),
         ({}, [{"faults": ["fold 0: train.py ended"]}], r"fold 0: train.py ended.*--retry", 2, 2),

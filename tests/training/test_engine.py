@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from pydantic import BaseModel
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,6 +37,17 @@ def test_an_epoch_learns_and_counts_its_steps_until_the_clock_stops_it(learner, 
     with pytest.raises(OutOfTime):
         train(learner, deadline=99.0)
     assert learner.position.step == 12
+
+
+def test_an_epoch_validates_no_settings(learner, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("settings are validated in a step")
+
+    for name in ("model_validate", "model_dump"):
+        monkeypatch.setattr(BaseModel, name, refuse)
+    monkeypatch.setattr(BaseModel, "__init__", refuse)
+    train(learner)
+    assert learner.position.step == 2
 
 
 class Reads(TorchDispatchMode):

@@ -6,7 +6,7 @@ its first, so is every mean of them, and a count is enough. So the Dice of a wei
 to 1/255, until a photo has more undecided pixels than memory allows; then it rests on a random sample of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -61,12 +61,9 @@ class PixelSample:
 
     def curves(self, weights: Sequence[float], views: Sequence[int]) -> np.ndarray:
         """Dice of each photo at each of LEVELS, (photos, 41), of experiments so weighted, through these views."""
-        parts = [self._curves(part, torch.tensor(weights), list(views)) for part in self._parts()]
-        return torch.cat(parts).numpy()
-
-    def _parts(self) -> Iterator[range]:
-        for first in range(0, len(self._car), PHOTOS_AT_ONCE):
-            yield range(first, min(first + PHOTOS_AT_ONCE, len(self._car)))
+        photos = range(len(self._car))
+        parts = [photos[first : first + PHOTOS_AT_ONCE] for first in photos[::PHOTOS_AT_ONCE]]
+        return torch.cat([self._curves(part, torch.tensor(weights), list(views)) for part in parts]).numpy()
 
     def _curves(self, photos: range, weights: torch.Tensor, views: list[int]) -> torch.Tensor:
         ends = self._ends[photos[0] : photos[-1] + 2]

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -16,7 +15,6 @@ from carvana.log import progress, replacing
 from carvana.pages.findings import KINDS, Finding, find_all
 from carvana.pages.inspection import Inspection, inspect
 from carvana.pages.page import embed, write_page
-from carvana.prediction.postprocess import drop_parts, part_sizes
 
 LISTED = 20  # findings of a kind on the page, drawn if they are of a photo
 WIDTH = 400  # pixels of a picture
@@ -85,13 +83,9 @@ def draw_finding(photos: Photos, finding: Finding) -> np.ndarray:
     def outlined(image_id: str) -> np.ndarray:
         return draw_contour(shrink(photos.image(image_id, (1, WIDTH)), WIDTH), photos.mask(image_id), RED)
 
-    picture, mask = outlined(finding.name), photos.mask(finding.name)
+    picture = outlined(finding.name)
     if finding.kind == "duplicate":
         return arrange([picture, outlined(finding.other)], 1)
     if finding.kind == "misfit" and finding.other:
         return draw_contour(picture, photos.mask(finding.other), BLUE)
-    if finding.kind == "stray":
-        around = np.ones([max(3, mask.shape[1] // 30)] * 2, np.uint8)
-        strays = mask & ~drop_parts(mask, max(part_sizes(mask)))
-        return draw_contour(picture, cv2.dilate(strays.view(np.uint8), around).view(bool), BLUE)
     return picture

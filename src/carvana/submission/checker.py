@@ -16,7 +16,6 @@ from carvana.evaluation.metrics import dice
 from carvana.log import progress
 from carvana.submission.csv import numbered_rows, read_sample, read_submission
 
-PHOTO_SIZE = (1280, 1918)
 CAR_SHARE = (0.05, 0.60)  # of a photo: 0.13 to 0.36 are the means of the training cars
 LISTED, WORST = 10, 5
 TELLING_RUNS = 100  # from so many on, a mask tells how its pixels are laid out
@@ -34,7 +33,7 @@ def check_lines(file: Path, sample: Path, size: Size) -> tuple[list[str], bool]:
     return lines, True
 
 
-def find_faults(path: Path, names: list[str], size: Size = PHOTO_SIZE) -> tuple[list[str], list[str]]:
+def find_faults(path: Path, names: list[str], size: Size) -> tuple[list[str], list[str]]:
     """What Kaggle would refuse or score wrongly, and what only looks odd: (faults, warnings), a line each.
 
     names: as in the sample; size: (height, width) of the photos. The first ten findings in rows are listed,

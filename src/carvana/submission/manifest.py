@@ -103,19 +103,14 @@ def order_parts(parts: list[Path]) -> tuple[list[Path], Manifest]:
     if len(manifests) < len(parts):
         raise InputError(f"{few([part for part in manifests if parts.count(part) > 1])}: given twice")
     ordered = sorted(parts, key=lambda part: manifests[part].first)
-    _check_alike(ordered, manifests)
+    for part in ordered[1:]:
+        if difference := find_difference(manifests[ordered[0]], manifests[part], ALIKE):
+            raise InputError(f"{ordered[0]}, {part}: the second has {difference}; predict all parts alike")
     _check_cover(ordered, manifests)
     for part in ordered:
         if not part.is_file() or file_digest(part) != manifests[part].digest:
             raise InputError(f"{part}: missing, cut or not the file of its manifest; fetch or predict it again")
     return ordered, manifests[ordered[0]]
-
-
-def _check_alike(ordered: list[Path], manifests: dict[Path, Manifest]) -> None:
-    first = ordered[0]
-    for part in ordered[1:]:
-        if difference := find_difference(manifests[first], manifests[part], ALIKE):
-            raise InputError(f"{first}, {part}: the second has {difference}; predict all parts alike")
 
 
 def _check_cover(ordered: list[Path], manifests: dict[Path, Manifest]) -> None:
