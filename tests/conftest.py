@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import resource
 import runpy
 import sys
 from pathlib import Path
@@ -67,6 +68,17 @@ def run_script(script: str, *arguments: object, check: bool = True, cwd: Path | 
     result = Result(status, output.getvalue(), errors.getvalue())
     assert not check or status == 0, result.stdout + result.stderr
     return result
+
+
+@contextlib.contextmanager
+def full_disk(most: int):
+    """No file grows beyond `most` bytes: writing more fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(scope="session")

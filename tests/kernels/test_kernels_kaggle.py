@@ -6,7 +6,6 @@ The packed kernels run as on Kaggle (emulated.py), one of them as a process that
 import contextlib
 import json
 import re
-import resource
 import shutil
 import subprocess
 import time
@@ -24,7 +23,7 @@ import runtime
 import sessions
 import torch
 from client import Client
-from conftest import run_script
+from conftest import full_disk, run_script
 from emulated import Kaggle, pack_once, run_kaggle, stand_in
 from kaggle_stub import KaggleStub
 from safetensors.torch import save_file
@@ -273,12 +272,8 @@ def test_a_fold_fails_and_the_others_result_is_kept(season, mounts, tmp_path):
 
 def test_a_full_disk_is_reported_and_nothing_is_half_written(season, mounts, tmp_path):
     kaggle = Kaggle(tmp_path, mounts, season.requests[0]["text"])
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # less than a checkpoint
-    try:
+    with full_disk(1_000_000):  # less than a checkpoint
         result = kaggle.run()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (result.returncode, "File too large" in kaggle.log) == (1, True)
     assert kaggle.status["faults"][0].startswith("fold 0: train.py ended with status")
     assert not [*kaggle.working.rglob("*.safetensors")]

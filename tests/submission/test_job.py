@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import time
 
 import pytest
 import torch
-from conftest import SRC, run_script
+from conftest import SRC, full_disk, run_script
 from PIL import Image
 from tqdm import tqdm
 from varied_runs import CPU, write_run
@@ -122,12 +121,8 @@ def test_kills_at_random_moments_lose_and_change_nothing(command, tmp_path):
 
 
 def test_a_full_disk_ends_in_one_line_and_loses_nothing(command, output, whole):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))  # a block is smaller, the joined file not
-    try:
+    with full_disk(len(whole) // 2):  # a block is smaller, the joined file not
         full = run_script(*command, output, check=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (full.returncode, output.exists()) == (2, False)
     assert re.fullmatch(r"error: .*File too large.*", full.stderr.splitlines()[-1])
     assert "4 of 4 blocks are there already" in run_script(*command, output).stderr

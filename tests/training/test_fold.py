@@ -7,7 +7,7 @@ from unittest.mock import DEFAULT, Mock, patch
 
 import pytest
 import torch
-from conftest import TINY, run_script
+from conftest import TINY, full_disk, run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from carvana.config import parse_config
@@ -180,6 +180,15 @@ def test_a_killed_run_resumes_to_the_weights_of_a_whole_one(whole, tmp_path, fun
     for tag, key in CURVES.items():
         assert points[tag] == [(r["epoch"], pytest.approx(r[key])) for r in results(whole)[1]]
     assert [(step, pytest.approx(2 * rate)) for step, rate in points["rate/encoder"]] == points["rate/lr"]
+
+
+@pytest.mark.parametrize("models", [0.5, 1.5])  # a checkpoint is 1, the optimizer's state 2
+def test_a_full_disk_stops_a_run_and_leaves_no_half_state(whole, tmp_path, models):
+    full = replace(whole, folder=tmp_path / "full" / "fold0")
+    most = models * (whole.folder / "best.safetensors").stat().st_size
+    with full_disk(int(most)), pytest.raises(OSError, match=f"{full.folder}"):
+        train_fold(CONFIG, full)
+    assert not list(full.folder.glob("state/epoch-*"))
 
 
 @pytest.fixture

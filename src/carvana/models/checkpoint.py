@@ -39,7 +39,10 @@ def save_checkpoint(
     }  # fmt: skip
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in facts.items()})
+        try:
+            save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in facts.items()})
+        except SafetensorError as error:
+            raise OSError(f"{path}: {error}") from error
 
 
 def read_facts(path: Path) -> dict:

@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 
 import pandas as pd
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from carvana.config import Config, differences
 from carvana.data.augmentations import build_augmentation
@@ -89,7 +90,10 @@ def save_state(accelerator: Accelerator, folder: Path, epoch: int) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    try:
+        accelerator.save_state(str(temporary))
+    except (SafetensorError, RuntimeError) as error:  # what safetensors and PyTorch make of a full disk
+        raise OSError(f"{temporary}: cannot be written: {error}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         temporary.rename(final)
