@@ -158,9 +158,8 @@ def score_lines(file: Path, truth: Path) -> list[str]:
             raise InputError(f"{file}, line {line}, {name}: {error}") from error
         scores.append((name, dice(torch.from_numpy(submitted), torch.from_numpy(known))))
     mean = sum(value for _, value in scores) / len(scores)
-    worst = sorted(scores, key=lambda pair: pair[1])[:WORST]
     lines = [f"mean Dice {mean:.6f} over {len(scores)} photos; {len(masks)} masks are known"]
-    return lines + [f"{value:.6f}  {name}" for name, value in worst]
+    return lines + [f"{value:.6f}  {name}" for name, value in sorted(scores, key=lambda pair: pair[1])[:WORST]]
 
 
 def find_masks(truth: Path) -> Part:
