@@ -14,7 +14,7 @@ def leftmost(images: torch.Tensor) -> torch.Tensor:
     return (100.0 * (torch.arange(images.shape[-1]) == 0)).expand(len(images), 1, *images.shape[-2:])
 
 
-@pytest.mark.parametrize("name", ["identity", "hflip", "scale0.75", "scale1.25", "hflip+scale2", "scale0.5+scale1.5"])
+@pytest.mark.parametrize("name", ["identity", "hflip", "scale0.75", "scale1.25", "hflip+scale2", "scale0.75+scale1.25"])
 def test_every_view_is_undone(name):
     shown, undo = parse_view(name)(SLOPE)
     undone = undo(shown)
