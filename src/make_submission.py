@@ -35,9 +35,9 @@ def main(
     from carvana.data.loader import Loading
     from carvana.device import join_processes, local_device
     from carvana.log import say
-    from carvana.submission.blocks import Blocks, predict_blocks
+    from carvana.submission.blocks import Blocks
     from carvana.submission.csv import check_suffix, read_sample
-    from carvana.submission.job import Job, choose, match_sample
+    from carvana.submission.job import Job, choose, match_sample, predict_blocks
     from carvana.submission.journal import note_submission
 
     end = command.end_of(hours)

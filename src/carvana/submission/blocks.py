@@ -17,7 +17,6 @@ from carvana.log import say
 from carvana.provenance import file_digest
 from carvana.submission.checker import find_faults
 from carvana.submission.csv import Row, check_suffix, read_sample, read_submission, write_submission
-from carvana.submission.job import Job
 from carvana.submission.manifest import (
     SAME_JOB,
     Manifest,
@@ -140,26 +139,6 @@ class Blocks:
 
     def _path(self, block: int) -> Path:
         return self.folder / f"block-{block:05}.csv"
-
-
-def predict_blocks(job: Job, blocks: Blocks, overwrite: bool, state: Processes, end: float) -> float | None:
-    """Each process predicts its share of the missing blocks until `end`; the first one then joins all blocks.
-
-    Returns this process's photos a second; None, and nothing is joined, if blocks are missing when all have stopped.
-    """
-    claimed = blocks.claim(state, overwrite)
-    image_ids = [job.image_ids[place] for block in claimed for place in blocks.places_of(block)]
-    seconds = blocks.fill(claimed, job.rows(image_ids), end)
-    state.wait_for_everyone()
-    missing = len(blocks.missing())
-    state.wait_for_everyone()
-    if missing:
-        finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
-        say(f"{blocks.output}: stopped before it is whole, {finished}; give the same command to continue")
-        return None
-    if state.is_main_process:
-        blocks.finish()
-    return len(image_ids) / seconds
 
 
 def write_checked(path: Path, rows: Iterator[Row], names: list[str], size: tuple[int, int]) -> None:

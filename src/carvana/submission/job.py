@@ -10,14 +10,16 @@ from pathlib import Path
 from carvana.data.geometry import Size
 from carvana.data.images import Photos
 from carvana.data.loader import Loading
-from carvana.device import Device
+from carvana.device import Device, Processes
 from carvana.errors import InputError, few
 from carvana.evaluation.oof import choose_threshold, find_checkpoints
+from carvana.log import say
 from carvana.models.checkpoint import Checkpoint, load_checkpoint
 from carvana.prediction.ensemble import Choice, read_ensemble
 from carvana.prediction.predictor import Predictor, fold_members
 from carvana.prediction.tta import parse_views
 from carvana.provenance import git_commit, versions
+from carvana.submission.blocks import Blocks
 from carvana.submission.csv import Row
 from carvana.submission.manifest import Manifest, digest_names, parse_shard, share
 
@@ -139,6 +141,26 @@ class Job:
             f"{needed:.2f} hours for {photos} photos on this device",
             f"{math.ceil(needed / hours)} shards of at most {hours:g} hours",
         ]
+
+
+def predict_blocks(job: Job, blocks: Blocks, overwrite: bool, state: Processes, end: float) -> float | None:
+    """Each process predicts its share of the missing blocks until `end`; the first one then joins all blocks.
+
+    Returns this process's photos a second; None, and nothing is joined, if blocks are missing when all have stopped.
+    """
+    claimed = blocks.claim(state, overwrite)
+    image_ids = [job.image_ids[place] for block in claimed for place in blocks.places_of(block)]
+    seconds = blocks.fill(claimed, job.rows(image_ids), end)
+    state.wait_for_everyone()
+    missing = len(blocks.missing())
+    state.wait_for_everyone()
+    if missing:
+        finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
+        say(f"{blocks.output}: stopped before it is whole, {finished}; give the same command to continue")
+        return None
+    if state.is_main_process:
+        blocks.finish()
+    return len(image_ids) / seconds
 
 
 def measure(rows: Iterator[Row], first: int, enough: int, seconds: float) -> tuple[int, float]:

@@ -63,8 +63,7 @@ SAME_JOB = (*ALIKE, "shard", "first", "photos", "batch_size", "block_size")
 def find_difference(first: Manifest, second: Manifest, keys: tuple[str, ...]) -> str | None:
     """The first of the keys in which two manifests differ, in words; None if they agree."""
     for key in keys:
-        expected, value = getattr(first, key), getattr(second, key)
-        if expected != value:
+        if (expected := getattr(first, key)) != (value := getattr(second, key)):
             expected, value = (",".join(v) if isinstance(v, list) else v for v in (expected, value))
             words = f"{key.replace('_', ' ')} {value} instead of {expected}"
             return {"sample": "another sample", "checkpoints": "other checkpoints"}.get(key, words)
