@@ -12,7 +12,8 @@ from conftest import run_script
 from PIL import Image
 
 from carvana.data.images import open_train
-from carvana.pages.audit import audit_photos
+from carvana.data.pictures import BLUE
+from carvana.pages.audit import audit_photos, draw_finding
 from carvana.pages.findings import Finding
 
 
@@ -109,6 +110,10 @@ def test_swapped_masks_of_two_cars_half_a_mask_and_a_copy_of_a_photo(cars):
     assert half.stem in findings["area"]
     ((name, duplicate),) = findings["duplicate"].items()
     assert (name, duplicate.other) == (copy.stem, original.stem)
+    photos, misfit = open_train(copy.parents[1]), findings["misfit"][cars[0][0].stem]
+    single, pair, both = (draw_finding(photos, f) for f in (findings["area"][half.stem], duplicate, misfit))
+    assert (pair.shape[0] > 1.9 * single.shape[0], pair.shape[1]) == (True, single.shape[1])
+    assert [(picture == BLUE).all(-1).any() for picture in (single, pair, both)] == [False, False, True]
 
 
 def test_the_real_photos_have_no_faults(carvana_data):
