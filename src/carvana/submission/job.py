@@ -1,4 +1,4 @@
-"""What is to be predicted for a submission, by what, and how long that will take."""
+"""What is to be predicted for a submission, by what, how long that will take, and the prediction in blocks."""
 
 import math
 import time
