@@ -39,9 +39,8 @@ class Session:
 
     @property
     def hours_left(self) -> float:
-        """Hours until a script must have stopped by itself; never 0, which scripts take for no limit."""
-        left = self.settings["hours"] * (1 - RESERVE) - (time.monotonic() - self.started) / 3600
-        return max(left, 1e-6)
+        """Hours until a script must have stopped by itself."""
+        return max(self.settings["hours"] * (1 - RESERVE) - (time.monotonic() - self.started) / 3600, 0)
 
     @property
     def gpus(self) -> int:

@@ -16,22 +16,22 @@ def main(
     input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
     folds_file: command.FoldsOption = command.FOLDS, cars: command.CarsOption = None,
     batch_size: command.BatchOption = 4, num_workers: command.WorkersOption = 2,
-    backend: command.BackendOption = "torch",
+    backend: command.BackendOption = "torch", count: command.DevicesOption = None,
 ) -> None:  # fmt: skip
     from carvana.data.folds import read_folds
     from carvana.data.images import open_train
     from carvana.data.loader import Loading
-    from carvana.device import local_device
+    from carvana.device import open_devices
     from carvana.evaluation.comparison import compare, comparison_lines
     from carvana.evaluation.oof import Unseen, common_checkpoints, predict_oof, read_oof, summary_lines, write_oof
     from carvana.prediction.tta import parse_views
 
     views, folds = parse_views(tta), read_folds(folds_file)
     checkpoints = {experiment: common_checkpoints(runs, [experiment], folds) for experiment in experiments}
-    photos, device, loading = open_train(input_root, cars), local_device(), Loading(batch_size, num_workers)
+    photos, devices, loading = open_train(input_root, cars), open_devices(count), Loading(batch_size, num_workers)
     for experiment, paths in checkpoints.items():
-        unseen = Unseen(paths, photos, folds, device, loading)
-        summary = write_oof(runs / experiment, predict_oof(unseen, views, backend), unseen, views)
+        unseen = Unseen(paths, photos, folds, devices[0], loading)
+        summary = write_oof(runs / experiment, predict_oof(unseen, views, backend, devices), unseen, views)
         print("\n".join(summary_lines(summary)))
         print(f"  written: {runs / experiment / 'oof.csv'}, {runs / experiment / 'oof.json'}")
         if other:

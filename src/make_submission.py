@@ -2,8 +2,8 @@
 
 `python src/make_submission.py unet_lite0 --tta hflip --output submissions/unet_lite0.csv.gz`
 
-What is predicted is kept in `<output>.parts/` until the file is whole: after a crash the same command continues. The
-work is shared by the processes of torchrun, or cut into `--shard`s that `src/submission.py merge` joins.
+What is predicted is kept in `<output>.parts/` until the file is whole: after a crash the same command continues. All
+GPUs share the work. Several machines take a `--shard` each, which `src/submission.py merge` joins.
 """
 
 from pathlib import Path
@@ -28,12 +28,12 @@ def main(
     hours: command.HoursOption = None, overwrite: command.OverwriteOption = False,
     input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
     cars: command.CarsOption = None, batch_size: command.BatchOption = 4, num_workers: command.WorkersOption = 2,
-    backend: command.BackendOption = "torch",
+    backend: command.BackendOption = "torch", count: command.DevicesOption = None,
 ) -> None:  # fmt: skip
     from carvana.data.archive import Archive
     from carvana.data.images import open_test
     from carvana.data.loader import Loading
-    from carvana.device import join_processes, local_device
+    from carvana.device import open_devices
     from carvana.log import say
     from carvana.submission.blocks import Blocks
     from carvana.submission.csv import check_suffix, read_sample
@@ -47,26 +47,28 @@ def main(
         raise InputError("--output: missing; name the CSV to be written")
     if estimate and threshold is None and not ensemble:
         threshold = HALF
-    process, device = join_processes(), local_device()
+    devices = open_devices(count)
     choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold)
     photos = open_test(input_root, cars_file=cars)
     names = read_sample(Archive(input_root).read_file("sample_submission.csv"))
     image_ids = match_sample(names, photos, whole=cars is None)
-    job = Job(photos, image_ids, checkpoints, choice, device, backend, Loading(batch_size, num_workers))
+    job = Job(photos, image_ids, checkpoints, choice, devices[0], backend, Loading(batch_size, num_workers))
     networks = sum(map(len, checkpoints.values()))
-    say(f"{choice}; {len(image_ids)} photos, {networks} networks x {len(choice.views)} views, {device.device}")
+    say(f"{choice}; {len(image_ids)} photos, {networks} networks x {len(choice.views)} views, {job.device.device}")
     if estimate:
-        return print("\n".join([*job.estimate_lines(hours or SESSION), f"peak memory {device.peak_memory()}"]))
+        return print(
+            "\n".join(
+                [*job.estimate_lines(SESSION if hours is None else hours), f"peak memory {job.device.peak_memory()}"]
+            )
+        )
     manifest = job.manifest(shard, block_size)
     blocks = Blocks(output, manifest, job.names[manifest.first : manifest.first + manifest.photos])
-    rate = predict_blocks(job, blocks, overwrite, process, end)
-    if rate is None:
+    figures = predict_blocks(job, devices, blocks, overwrite, end)
+    if figures is None:
         raise typer.Exit(command.STOPPED)
-    if process.is_main_process:
-        rate = f"{rate * process.num_processes:.2f} photos a second"
-        print(f"{output}: {len(blocks.names)} rows, checked; {rate}, peak memory {device.peak_memory()}")
-        if shard == "1/1" and cars is None:
-            note_submission(output, runs, command.command_line())
+    print(f"{output}: {len(blocks.names)} rows, checked; {figures}")
+    if shard == "1/1" and cars is None:
+        note_submission(output, runs, command.command_line())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Carvana: masks of the test photos
-# All trained folds of the experiments, mirrored views, one pass. On several GPUs each takes a share. A session that ran
-# out of time is continued by another one that has its output attached.
+# All trained folds of the experiments, mirrored views, one pass, shared by all GPUs. A session that ran out of time is
+# continued by another one that has its output attached.
 
 # %% Data and trained folds, from kernels or a dataset
 data = session.find_data()
@@ -28,8 +28,8 @@ for blocks in session.find_all(f"{output.name}.parts"):
     copy_folder(blocks, session.working / blocks.name)
 predict = [*experiments, *options, *choice, "--shard", f"{number}/{count}", "--output", output]
 predict += ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
-hours = ["--hours", session.hours_left]
-status = session.run_script("make_submission.py", *predict, *hours, processes=max(session.gpus, 1))
+devices = ["--devices", max(session.gpus, 1), "--hours", session.hours_left]
+status = session.run_script("make_submission.py", *predict, *devices)
 if status not in (0, STOPPED):
     session.fault(f"make_submission.py ended with status {status}; kernel.log says why")
 

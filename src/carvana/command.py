@@ -32,6 +32,9 @@ OverridesOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE"
 TtaOption = Annotated[str | None, typer.Option("--tta", help="Other views: none, hflip, hflip+scale1.25 ...")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Photos at once on the device.")]
 WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Threads that load photos.")]
+DevicesOption = Annotated[
+    int | None, typer.Option("--devices", min=1, help="GPUs that share the work, by default all; processes on a CPU.")
+]
 BackendOption = Annotated[str, typer.Option("--backend", help="torch, compile (torch.compile) or openvino.")]
 ExperimentsArgument = Annotated[list[str], typer.Argument(help="Names of experiments, as under runs/.")]
 NamesArgument = Annotated[list[str] | None, typer.Argument(help="Trained experiments, as under runs/; or --ensemble.")]

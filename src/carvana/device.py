@@ -1,13 +1,22 @@
 """Where and how networks are computed: the processes, the device, the precision that is native to it."""
 
+import os
 import resource
+import signal
 import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
+from multiprocessing import active_children, connection, get_context, parent_process
 from typing import NamedTuple
 
 import torch
 from accelerate import PartialState as Processes
 
+from carvana.command import set_up
+from carvana.errors import InputError
 from carvana.log import silence
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}  # by accelerate's name
@@ -56,6 +65,77 @@ def local_device() -> Device:
     """The device of this process and its native precision."""
     device = process_state().device
     return Device(device, native_precision(device))
+
+
+def open_devices(count: int | None = None) -> list[Device]:
+    """The devices that share a prediction: all GPUs, or so many; the CPU once, or so many times.
+
+    Raises InputError if there are fewer GPUs, or in a process of torchrun: each would do all the work.
+    """
+    first, state = local_device(), process_state()
+    if state.num_processes > 1:
+        raise InputError("started by torchrun: give the same command to python; --devices shares its work")
+    if first.device.type != "cuda":
+        return [first] * (count or 1)
+    gpus = torch.cuda.device_count()
+    if (count or 1) > gpus:
+        raise InputError(f"--devices {count}: there are {gpus} GPUs")
+    return [first._replace(device=torch.device("cuda", index)) for index in range(count or gpus)]
+
+
+def share(items: Sequence, number: int, count: int) -> Sequence:
+    """The part `number` (from 0) of `count` parts of `items`: neighbours, as many as in the other parts or one more.
+
+    All work is cut so: a sample's blocks into shards, a shard's missing blocks or a fold's batches among devices.
+    """
+    return items[len(items) * number // count : len(items) * (number + 1) // count]
+
+
+def side_by_side(work: Callable, calls: Sequence[tuple]) -> list:
+    """What `work` returns for the arguments of each call: all at once, each in a process of its own if there are more.
+
+    The first one prints, for all. What one raises ends them all; so does InputError if one is killed.
+    """
+    if len(calls) == 1:
+        return [work(*calls[0])]
+    threads = max(1, torch.get_num_threads() // len(calls))
+    options = {"mp_context": get_context("spawn"), "initializer": _begin_process, "initargs": (threads,)}
+    with ProcessPoolExecutor(len(calls), **options) as pool:
+        pending = [pool.submit(_work_as, number, work, call) for number, call in enumerate(calls)]
+        try:
+            ended = wait(pending, return_when=FIRST_EXCEPTION).done
+            for failed in (future for future in ended if future.exception()):
+                failed.result()
+            return [future.result() for future in pending]
+        except BrokenProcessPool:
+            advice = "give the same command again, with fewer --devices or a smaller --batch-size"
+            raise InputError(f"a process was killed, perhaps for want of memory: {advice}") from None
+        finally:
+            for child in active_children():
+                child.terminate()
+
+
+def _begin_process(threads: int) -> None:
+    set_up()
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it too, and ends this one
+    end_with_parent()
+
+
+def _work_as(number: int, work: Callable, call: tuple) -> object:
+    if number:
+        silence()
+    return work(*call)
+
+
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it does, however that is killed."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
 
 
 def native_precision(device: torch.device) -> str:

@@ -41,6 +41,13 @@ def oof(unseen):
     return predict_oof(unseen, VIEWS)
 
 
+def test_devices_share_the_photos_of_each_fold(unseen, oof):
+    shared = predict_oof(replace(unseen, loading=Loading(2, 0)), VIEWS, devices=[CPU, CPU])
+    assert shared.table.equals(oof.table)
+    assert np.abs(shared.curves - oof.curves).max() < 1e-3
+    assert [len(mask) > 0 for mask in shared.masks] == [len(mask) > 0 for mask in oof.masks]
+
+
 @pytest.fixture
 def written(unseen, oof, tmp_path):
     """The folder of the evaluated experiment, and its oof.json."""

@@ -1,18 +1,16 @@
-"""`make_submission.py`: after a kill at any moment, in shards and in processes it gives the rows of one command."""
+"""`make_submission.py`: after a kill at any moment, in shards and on several devices it gives one command's rows."""
 
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
-from conftest import SRC, full_disk, run_script
+from conftest import full_disk, run_script
 from PIL import Image
 from tqdm import tqdm
 from varied_runs import CPU, write_run
@@ -23,6 +21,7 @@ from carvana.errors import InputError
 from carvana.log import read_records
 from carvana.prediction.ensemble import Choice, write_ensemble
 from carvana.prediction.postprocess import PostProcess
+from carvana.submission.blocks import Blocks
 from carvana.submission.csv import read_submission
 from carvana.submission.job import build_predictor, choose, match_sample, measure
 from carvana.submission.manifest import manifest_path, read_manifest
@@ -129,17 +128,26 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(command, output, whole):
     assert output.read_bytes() == whole
 
 
-def test_hours_stop_between_blocks_with_status_three_and_the_same_command_continues(command, output, whole):
-    for blocks in (1, 2, 3):
-        done = run_script(*command, output, "--hours", 0, check=False)
+@pytest.fixture
+def slow(command, monkeypatch):
+    """The command with half an hour, on a clock on which each block takes an hour."""
+    clock, write, written = time.monotonic, Blocks.write, []
+    monkeypatch.setattr(Blocks, "write", lambda *block: written.append(write(*block)))
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600 * len(written))
+    return [command[0], "--hours", 0.5, *command[1:]]
+
+
+def test_hours_stop_between_blocks_with_status_three_and_the_same_command_continues(slow, output, whole):
+    for blocks, options in ((0, ["--hours", 0]), (1, []), (2, []), (2, ["--hours", 0]), (3, [])):
+        done = run_script(*slow, output, *options, check=False)
         assert (done.returncode, count_blocks(output), output.exists()) == (3, blocks, False)
         assert f"{output}: stopped before it is whole, {blocks} of 4 blocks are in {output}.parts; give" in done.stderr
-    assert "3 of 4 blocks are there already" in run_script(*command, output, "--hours", 0).stderr
+    assert "3 of 4 blocks are there already" in run_script(*slow, output).stderr
     assert output.read_bytes() == whole
 
 
-def test_blocks_of_another_prediction_are_refused_unless_overwritten(command, output):
-    run_script(*command, output, "--hours", 0, check=False)
+def test_blocks_of_another_prediction_are_refused_unless_overwritten(slow, command, output):
+    run_script(*slow, output, check=False)
     for changes, difference in [
         (["--threshold", 0.4], "threshold 0.5 instead of 0.4"), (["--shard", "1/2"], "shard 1/1 instead of 1/2"),
         (["--batch-size", 4], "batch size 2 instead of 4"), (["--block-size", 8], "block size 4 instead of 8"),
@@ -153,8 +161,10 @@ def test_blocks_of_another_prediction_are_refused_unless_overwritten(command, ou
     assert read_manifest(manifest_path(output)).threshold == 0.4
 
 
-def test_damaged_blocks_and_strange_files_are_named_and_other_code_may_continue(command, output, whole, monkeypatch):
-    run_script(*command, output, "--hours", 0, check=False)
+def test_damaged_blocks_and_strange_files_are_named_and_other_code_may_continue(
+    slow, command, output, whole, monkeypatch
+):
+    run_script(*slow, output, check=False)
     block, diary, other = (output.parent / name for name in ("x.csv.parts/block-00000.csv", "z.csv.parts/a", "y.csv"))
     block.write_text("".join(block.read_text().splitlines(keepends=True)[:-1]))
     assert "block-00000.csv: damaged; remove it" in run_script(*command, output, check=False).stderr
@@ -197,13 +207,14 @@ def test_blocks_batches_and_shards_change_no_row_and_the_merged_whole_is_recorde
     assert refused.endswith("error: --shard 1/5: 16 photos are only 4 blocks of 4\n")
 
 
-def test_two_processes_share_the_missing_blocks(command, output, whole):
-    run_script(*command, output, "--hours", 0, check=False)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = map(str, [*torchrun, SRC / command[0], *command[1:], output])
-    done = subprocess.run(list(arguments), capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert ("1 of 4 blocks are there" in done.stderr, done.stdout.count("16 rows, checked")) == (True, 1)
+def test_two_devices_share_the_missing_blocks(slow, command, output, whole, monkeypatch):
+    run_script(*slow, output, check=False)
+    monkeypatch.undo()  # the devices' processes have the real clock
+    late = run_script(*command, output, "--devices", 2, "--hours", 0, check=False)
+    assert (late.returncode, count_blocks(output)) == (3, 1)
+    done = run_script(*command, output, "--devices", 2)
+    assert "1 of 4 blocks are there" in done.stderr
+    assert re.search(r"16 rows, checked; .* peak memory \d+ MiB \+ \d+ MiB\n$", done.stdout)
     assert_same_rows(output, whole)
 
 

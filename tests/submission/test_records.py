@@ -5,6 +5,7 @@ import os
 import pytest
 from conftest import SRC, run_script
 
+from carvana.device import share
 from carvana.errors import InputError
 from carvana.log import write_json
 from carvana.provenance import file_digest
@@ -28,7 +29,7 @@ MANIFEST = {
 
 @pytest.mark.parametrize("count", [1, 2, 7, 25, 99, 120])
 def test_shares_are_neighbours_cover_all_once_and_are_alike(count):
-    shares = [manifests.share(range(99), number, count) for number in range(count)]
+    shares = [share(range(99), number, count) for number in range(count)]
     assert [item for items in shares for item in items] == list(range(99))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -1,13 +1,11 @@
 """Whole photos as uint8 tensors, loaded while the device computes; and work in threads and processes."""
 
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import connection, get_all_start_methods, get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context
 from typing import NamedTuple
 
 import cv2
@@ -16,6 +14,7 @@ import torch
 
 from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos
+from carvana.device import end_with_parent
 
 AHEAD = 4  # batches loaded before they are asked for
 ONE_CORE = {"initializer": torch.set_num_threads, "initargs": (1,)}  # for each thread; the caller's stays as it is
@@ -104,9 +103,4 @@ def init_worker(_: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     # PyTorch's own watch sees only the death of its parent, the forkserver, which outlives a killed training.
-    threading.Thread(target=_end_with_trainer, daemon=True).start()
-
-
-def _end_with_trainer() -> None:
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
+    end_with_parent()

@@ -3,7 +3,8 @@
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from carvana.data.folds import check_folds, folds_digest
 from carvana.data.images import Photos, angle_of, car_of
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
-from carvana.device import Device
+from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError
 from carvana.evaluation.metrics import THRESHOLDS, bootstrap_interval, dice_curve
 from carvana.log import replacing, say, write_json
@@ -72,6 +73,7 @@ class Unseen:
     folds: pd.DataFrame
     device: Device
     loading: Loading
+    part: tuple[int, int] = (0, 1)  # i (from 0) of n: this share of each fold's batches
 
     @property
     def by_fold(self) -> dict[int, list[str]]:
@@ -80,7 +82,12 @@ class Unseen:
         image_ids = {fold: [] for fold in self.checkpoints}
         for image_id in self.photos.image_ids:
             image_ids.get(fold_of[car_of(image_id)], []).append(image_id)
-        return image_ids
+        return {fold: self._share(image_ids[fold]) for fold in image_ids}
+
+    def _share(self, image_ids: list[str]) -> list[str]:
+        size = self.loading.batch_size
+        batches = [image_ids[first : first + size] for first in range(0, len(image_ids), size)]
+        return [*chain.from_iterable(share(batches, *self.part))]
 
     @property
     def cars(self) -> list[str]:
@@ -95,8 +102,20 @@ class Unseen:
             yield from predictor.predict(self.photos, image_ids, masks=True, description=f"{name} fold {fold}")
 
 
-def predict_oof(unseen: Unseen, views: Sequence[str], backend: str = "torch") -> Oof:
-    """Scores each photo of an experiment; photos of folds without a checkpoint are left out."""
+def predict_oof(unseen: Unseen, views: Sequence[str], backend: str = "torch", devices: Sequence[Device] = ()) -> Oof:
+    """Scores each photo of an experiment; photos of folds without a checkpoint are left out.
+
+    With `devices` they are shared among those, a process each.
+    """
+    shares = [replace(unseen, device=device, part=(i, len(devices))) for i, device in enumerate(devices)] or [unseen]
+    oofs = side_by_side(_predict_share, [(part, views, backend) for part in shares])
+    order = np.argsort(np.concatenate([oof.table["fold"] for oof in oofs]), kind="stable")
+    masks = [mask for oof in oofs for mask in oof.masks]
+    table = pd.concat([oof.table for oof in oofs], ignore_index=True).iloc[order].reset_index(drop=True)
+    return Oof(table, np.concatenate([oof.curves for oof in oofs])[order], [masks[i] for i in order])
+
+
+def _predict_share(unseen: Unseen, views: Sequence[str], backend: str) -> Oof:
     rows, curves, masks = [], [], []
     fold_of = {image_id: fold for fold, image_ids in unseen.by_fold.items() for image_id in image_ids}
     members = lambda networks: [fold_members([*networks.values()], views, unseen.device, backend=backend)]
@@ -105,7 +124,8 @@ def predict_oof(unseen: Unseen, views: Sequence[str], backend: str = "torch") ->
         rows.append((image_id, car_of(image_id), angle_of(image_id), fold_of[image_id]))
         curves.append(dice_curve(prediction.probs, prediction.mask).cpu().numpy())
         masks.append(rle_encode((prediction.probs >= HALF).cpu().numpy()))
-    return Oof(pd.DataFrame(rows, columns=["image_id", "car", "angle", "fold"]), np.stack(curves), masks)
+    table = pd.DataFrame(rows, columns=["image_id", "car", "angle", "fold"])
+    return Oof(table, np.reshape(curves, (-1, len(THRESHOLDS))), masks)
 
 
 def write_oof(folder: Path, oof: Oof, unseen: Unseen, views: Sequence[str]) -> dict:

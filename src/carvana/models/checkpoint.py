@@ -28,6 +28,10 @@ class Checkpoint:
     folds_digest: str
     digest: str
 
+    def __reduce__(self) -> tuple:
+        """Another process gets the path: weights would go through shared memory, of which containers have little."""
+        return load_checkpoint, (self.path,)
+
 
 def save_checkpoint(
     path: Path, model: Segmenter, config: Config, fold: int, epoch: int, dice: float, folds_digest: str

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 from carvana.data.archive import Archive
 from carvana.data.images import car_of, read_cars
-from carvana.device import Processes
 from carvana.errors import InputError, few
 from carvana.log import say
 from carvana.provenance import file_digest
@@ -25,7 +24,6 @@ from carvana.submission.manifest import (
     manifest_path,
     order_parts,
     read_manifest,
-    share,
     write_manifest,
 )  # fmt: skip
 
@@ -36,7 +34,7 @@ class Blocks:
     """The blocks of one output, `<output>.parts/block-00012.csv`; each appears whole or not at all.
 
     names: of all photos of the output, in order. The folder appears with the first block. Several processes may
-    write at once, each its own blocks.
+    fill it at once, each its own blocks.
     """
 
     def __init__(self, output: Path, manifest: Manifest, names: list[str]):
@@ -96,34 +94,28 @@ class Blocks:
                 raise InputError(f"{path}: damaged; remove it and give the same command again")
             yield from rows
 
-    def claim(self, state: Processes, overwrite: bool) -> list[int]:
-        """The blocks that this process is to predict: neighbours among the missing ones.
-
-        Raises InputError as `check` does, unless earlier blocks are to be overwritten.
-        """
-        if state.is_main_process:
-            self.remove() if overwrite else self.check()
-        state.wait_for_everyone()
+    def begin(self, overwrite: bool) -> list[int]:
+        """The blocks that are missing. Raises InputError as `check` does, unless earlier ones are to be overwritten."""
+        self.remove() if overwrite else self.check()
         missing = self.missing()
-        state.wait_for_everyone()
         if len(missing) < len(self):
             say(f"{self.folder}: {len(self) - len(missing)} of {len(self)} blocks are there already")
-        return share(missing, state.process_index, state.num_processes)
+        return missing
 
     def fill(self, claimed: list[int], rows: Iterator[Row], end: float) -> float:
         """Writes blocks until one more, or the joining of all, might not be done at `end`; returns the seconds taken.
 
-        `end` is of the monotonic clock. At least one is written, so that every command comes closer to the whole.
+        `end` is of the monotonic clock, which all processes of a machine share.
         """
         started = before = time.monotonic()
         slowest = 0.0
         for block in claimed:
+            if before + slowest + JOINING * len(self.names) > end:
+                break
             self.write(block, list(islice(rows, len(self._pieces[block]))))
             now = time.monotonic()
             slowest, before = max(slowest, now - before), now
-            if now + slowest + JOINING * len(self.names) > end:
-                break
-        return max(time.monotonic() - started, 1e-3)
+        return max(before - started, 1e-3)
 
     def finish(self) -> None:
         """Joins the blocks in their folder, checks the result and moves it to the output.

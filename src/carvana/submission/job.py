@@ -3,14 +3,14 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from carvana.data.geometry import Size
 from carvana.data.images import Photos
 from carvana.data.loader import Loading
-from carvana.device import Device, Processes
+from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError, few
 from carvana.evaluation.oof import choose_threshold, find_checkpoints
 from carvana.log import say
@@ -21,7 +21,7 @@ from carvana.prediction.tta import parse_views
 from carvana.provenance import git_commit, versions
 from carvana.submission.blocks import Blocks
 from carvana.submission.csv import Row
-from carvana.submission.manifest import Manifest, digest_names, parse_shard, share
+from carvana.submission.manifest import Manifest, digest_names, parse_shard
 
 ESTIMATE_BATCHES, ESTIMATE_SECONDS = 64, 30.0
 
@@ -131,6 +131,8 @@ class Job:
 
     def estimate_lines(self, hours: float) -> list[str]:
         """What people read of a measurement. Its photos are spread over the sample: one car's masks are alike."""
+        if hours == 0:
+            raise InputError("--hours 0: with --estimate give the hours of a session")
         photos, batch_size = len(self.image_ids), self.loading.batch_size
         enough = ESTIMATE_BATCHES * batch_size
         rows = self.rows(self.image_ids[:: max(photos // enough, 1)][:enough])
@@ -143,24 +145,30 @@ class Job:
         ]
 
 
-def predict_blocks(job: Job, blocks: Blocks, overwrite: bool, state: Processes, end: float) -> float | None:
-    """Each process predicts its share of the missing blocks until `end`; the first one then joins all blocks.
+def predict_blocks(job: Job, devices: list[Device], blocks: Blocks, overwrite: bool, end: float) -> str | None:
+    """Each device predicts its share of the missing blocks until `end`, in a process of its own; then all are joined.
 
-    Returns this process's photos a second; None, and nothing is joined, if blocks are missing when all have stopped.
+    Returns what people read of speed and memory; None, and nothing is joined, if blocks are still missing.
     """
-    claimed = blocks.claim(state, overwrite)
-    image_ids = [job.image_ids[place] for block in claimed for place in blocks.places_of(block)]
-    seconds = blocks.fill(claimed, job.rows(image_ids), end)
-    state.wait_for_everyone()
-    missing = len(blocks.missing())
-    state.wait_for_everyone()
-    if missing:
+    missing, count = blocks.begin(overwrite), len(devices)
+    shares = [share(missing, number, count) for number in range(count)]
+    jobs = [replace(job, device=device) for device in devices]
+    calls = [(job, blocks, claimed, end) for job, claimed in zip(jobs, shares, strict=True) if claimed]
+    figures = side_by_side(fill_blocks, calls) if calls else []
+    if missing := len(blocks.missing()):
         finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
         say(f"{blocks.output}: stopped before it is whole, {finished}; give the same command to continue")
         return None
-    if state.is_main_process:
-        blocks.finish()
-    return len(image_ids) / seconds
+    blocks.finish()
+    memory = " + ".join(memory for _, memory in figures) or job.device.peak_memory()
+    return f"{sum(rate for rate, _ in figures):.2f} photos a second, peak memory {memory}"
+
+
+def fill_blocks(job: Job, blocks: Blocks, claimed: list[int], end: float) -> tuple[float, str]:
+    """Predicts blocks until `end`; photos a second, and the peak memory of this process."""
+    image_ids = [job.image_ids[place] for block in claimed for place in blocks.places_of(block)]
+    rate = len(image_ids) / blocks.fill(claimed, job.rows(image_ids), end)
+    return rate, job.device.peak_memory()
 
 
 def measure(rows: Iterator[Row], first: int, enough: int, seconds: float) -> tuple[int, float]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -19,14 +18,6 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not match or int(match[1]) > int(match[2]):
         raise InputError(f"--shard {text}: give i/n with i from 1 to n, such as 1/3")
     return int(match[1]), int(match[2])
-
-
-def share(items: Sequence, number: int, count: int) -> Sequence:
-    """The part `number` (from 0) of `count` parts of `items`: neighbours, as many as in the other parts or one more.
-
-    All work is cut so: a sample's blocks into shards, a shard's missing blocks among processes.
-    """
-    return items[len(items) * number // count : len(items) * (number + 1) // count]
 
 
 class Manifest(BaseModel):
