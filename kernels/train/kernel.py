@@ -5,6 +5,8 @@
 # another one that has its output attached.
 
 # %% Data, encoder weights, and what an earlier session left
+import json
+
 data = session.find_data()
 experiment, folds = SETTINGS["experiment"], SETTINGS["folds"]
 runs = session.working / "runs"
@@ -23,9 +25,13 @@ if SETTINGS["encoder"]:
 train = [experiment, *options, *settings, "--resume"]
 statuses = []
 if SETTINGS["together"] and session.gpus > 1:
-    for fold in folds:
+    for fold in folds:  # torchrun ends with 1 whatever its processes say; end.json is theirs
+        end = runs / experiment / f"fold{fold}" / "end.json"
+        end.unlink(missing_ok=True)
         turn = [*train, "--fold", fold, "--hours", session.hours_left]
-        statuses.append(session.run_script("train.py", *turn, processes=session.gpus))
+        status = session.run_script("train.py", *turn, processes=session.gpus)
+        stopped = end.exists() and not json.loads(end.read_text())["finished"]
+        statuses.append(STOPPED if stopped else status)
 else:
     slots = session.gpus or 2
     for first in range(0, len(folds), slots):  # --hours is what is left when a fold's turn comes

@@ -13,7 +13,7 @@ Pixels = Annotated[int, Field(ge=8, le=8192)]
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 STAGED = {"data", "loss", "optim", "train"}  # what a stage may change
-FIXED = {"average", "init_from", "precision", "seed"}  # in train: of the whole run
+FIXED = {"average", "init_from", "memory_format", "precision", "seed"}  # in train: of the whole run
 
 
 class Group(BaseModel, frozen=True, extra="forbid"):
@@ -130,6 +130,7 @@ class TrainConfig(Group):
     batch_size: Count = Field(8, description="photos of one step of one process")
     micro_batch: Count | None = Field(None, description="photos of one forward pass; none is batch_size")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: the fastest native one")
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="auto: the faster one")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster steps on a GPU")
     average: int = Field(0, ge=0, le=20, description="last epochs whose weights are averaged at the end; 0 is none")
     init_from: str | None = Field(None, description="run, or its path, whose weights of this fold are taken")

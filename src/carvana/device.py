@@ -31,10 +31,14 @@ class Device(NamedTuple):
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "no")
 
+    @property
+    def name(self) -> str:
+        """Such as `Tesla T4`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
     def __str__(self) -> str:
         """Such as `Tesla T4, fp16`."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return f"{name}, {self.precision}"
+        return f"{self.name}, {self.precision}"
 
     def peak_memory(self) -> str:
         """Largest resident set of this process, and on a GPU what tensors took there."""

@@ -8,6 +8,17 @@ class InputError(Exception):
     """
 
 
+OUT_OF_MEMORY = (
+    "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation",
+    "DefaultCPUAllocator: can't allocate memory",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch says by this error that a device has no memory left."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
 def few(names: list) -> str:
     """Up to five of the names, and how many more there are."""
     return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -131,7 +131,7 @@ def test_what_a_killed_run_left_is_removed_and_what_lives_is_not(photos, folder)
     (dead,), young, foreign = folder.iterdir(), folder / "carvana-young.cache", folder / "other.cache"
     kept = PhotoCache(photos, FIT, gib=1)
     young.touch(), foreign.touch()
-    for path in (dead, foreign, kept._path):
+    for path in (dead, foreign, kept.path):
         os.utime(path, (time.time() - 2 * cache.YOUNG,) * 2)
     newer = PhotoCache(photos, FIT, gib=1)
-    assert {*folder.iterdir()} == {young, foreign, kept._path, newer._path}
+    assert {*folder.iterdir()} == {young, foreign, kept.path, newer.path}

@@ -40,14 +40,21 @@ class PhotoCache:
         self.photos, self.fit, self.image_ids = photos, fit, photos.image_ids
         self._item_bytes = 4 * math.prod(fit.size)
         self._count = min(len(self.image_ids), int(gib * GIB) // self._item_bytes)
-        self._path = self._create_file() if self._count else None
+        self.path = self._create_file() if self._count else None
+
+    def join(self, path: Path | None) -> "PhotoCache":
+        """Shares the file of another process of this machine, which made it of the same photos and fit."""
+        if path:
+            self.path = path
+            self._count = (path.stat().st_size - 1) // (1 + self._item_bytes)
+        return self
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (h, w, 3) and mask (h, w), 255 times the coverage, both uint8 and the caller's own."""
-        is_kept = self._path and 0 <= index < self._count
+        is_kept = self.path and 0 <= index < self._count
         if is_kept and (item := self._read(index)):
             return item
         image_id = self.image_ids[index]
@@ -77,7 +84,7 @@ class PhotoCache:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         image, mask = np.empty((*self.fit.size, 3), np.uint8), np.empty(self.fit.size, np.uint8)
-        with suppress(OSError), self._path.open("rb", buffering=0) as file:
+        with suppress(OSError), self.path.open("rb", buffering=0) as file:
             file.seek(1 + index)
             if file.read(1) == DONE:
                 file.seek(1 + self._count + index * self._item_bytes)
@@ -87,7 +94,7 @@ class PhotoCache:
 
     def _write(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
         """Keeps an item; when the disk is full, says so once and keeps no more."""
-        with suppress(OSError), self._path.open("r+b", buffering=0) as file:  # it is gone when the run ends
+        with suppress(OSError), self.path.open("r+b", buffering=0) as file:  # it is gone when the run ends
             if file.read(1) == DONE:
                 return
             try:
@@ -95,7 +102,7 @@ class PhotoCache:
             except OSError as error:
                 file.seek(0)
                 file.write(DONE)
-                say(f"{self._path}: {error.strerror}; photos not in this cache yet are decoded each epoch")
+                say(f"{self.path}: {error.strerror}; photos not in this cache yet are decoded each epoch")
 
     def _write_item(self, file: FileIO, index: int, image: np.ndarray, mask: np.ndarray) -> None:
         file.seek(1 + self._count + index * self._item_bytes)

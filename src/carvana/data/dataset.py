@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from carvana.data.augmentations import augment, build_augmentation
 from carvana.data.cache import PhotoCache
@@ -33,3 +33,9 @@ class TrainSet(Dataset):
             image, mask = (pixels[top : top + height, left : left + width] for pixels in (image, mask))
         image, mask = augment(self.augmentation, image, mask, generator)
         return to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask))[None]
+
+
+def collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch whose images stay channels_last; PyTorch's own way would lay them out anew."""
+    images, masks = default_collate([(image.permute(1, 2, 0), mask) for image, mask in items])
+    return images.permute(0, 3, 1, 2), masks

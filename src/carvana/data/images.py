@@ -129,11 +129,14 @@ class Photos:
         """How many colours the mask's file has in use; two are right, black and one for the car."""
         return count_colors(*_read(self.mask_part, self.mask_name(image_id)))
 
-    def check(self) -> None:
-        """Reads every photo and mask; raises one InputError with a line for each faulty file, at most 50."""
-        faults = self.name_faults()
+    def check(self, image_ids: list[str] | None = None) -> None:
+        """Reads every photo and mask, or those of `image_ids`.
+
+        Raises one InputError with a line for each faulty file, at most 50.
+        """
+        faults, image_ids = self.name_faults(), self.image_ids if image_ids is None else image_ids
         with ThreadPool(2) as pool:
-            for lines in progress(pool.imap(self.content_faults, self._photos), "check", len(self._photos)):
+            for lines in progress(pool.imap(self.content_faults, image_ids), "check", len(image_ids)):
                 faults += lines
         if faults:
             more = len(faults) - LISTED_FAULTS

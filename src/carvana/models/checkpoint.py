@@ -1,6 +1,7 @@
 """One `.safetensors` file per fold: the weights and, in its metadata, all that is needed to use and to trust them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,15 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, model: Segmenter, config: Config, fold: int, epoch: int, dice: float, folds_digest: str
-) -> None:
-    """Writes the file whole or not at all. `dice` is the fold's, per image at photo size, without TTA."""
+    path: Path, model: Segmenter, config: Config, fold: int, epoch: int, dice: float, folds_digest: str,
+    precisions: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Writes the file whole or not at all. `dice` is the fold's, per image at photo size, without TTA.
+
+    `precisions` are those that it was trained in, one after the other.
+    """
     facts = {
-        "fold": fold, "epoch": epoch, "dice": dice, "folds_digest": folds_digest,
+        "fold": fold, "epoch": epoch, "dice": dice, "folds_digest": folds_digest, "precisions": precisions,
         "commit": git_commit(), "versions": versions(), "config": config.model_dump(mode="json"),
     }  # fmt: skip
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -9,9 +9,11 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
+from carvana.data.geometry import Size
 from carvana.device import Device
 from carvana.errors import InputError
 from carvana.models import Segmenter
+from carvana.models.formats import FORMATS, choose_format
 from carvana.prediction.fusion import fuse_norms
 
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -19,28 +21,32 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 EXAMPLE = (2, 3, 64, 96)  # images on which the fused model is compared with the model
 
 
-def prepare_model(model: Segmenter, device: Device, backend: str = "torch") -> Model:
-    """The model on the device; it is changed. Raises InputError if the backend is unknown or not installed."""
+def prepare_model(model: Segmenter, device: Device, backend: str = "torch", size: Size = EXAMPLE[2:]) -> Model:
+    """The model on the device, for images of a size; it is changed.
+
+    Raises InputError if the backend is unknown or not installed.
+    """
     if backend not in BACKENDS:
         raise InputError(f"--backend {backend}: choose from {', '.join(BACKENDS)}")
     images = torch.randint(0, 256, EXAMPLE, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     fuse_norms(model.eval(), images.to(model.mean.device))
-    return BACKENDS[backend](model, device)
+    return BACKENDS[backend](model, device, size)
 
 
 class Native(nn.Module):
-    """PyTorch, channels_last; in the precision of the caller's autocast, or with weights in bfloat16."""
+    """PyTorch, in the faster memory format; in the precision of the caller's autocast, or with weights in bfloat16."""
 
-    def __init__(self, model: Segmenter, device: Device):
+    def __init__(self, model: Segmenter, device: Device, size: Size):
         super().__init__()
-        self.model = model.to(device.device, memory_format=torch.channels_last)
+        self.memory_format = FORMATS[choose_format(model, device, torch.Size((*EXAMPLE[:2], *size)))]
+        self.model = model.to(device.device, memory_format=self.memory_format)
         self.casts = device.precision == "bf16" and device.device.type == "cpu"
         if self.casts:
             self.model.network.bfloat16()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False) if self.casts else nullcontext():
-            return self.model(images).float()
+            return self.model(images.contiguous(memory_format=self.memory_format)).float()
 
 
 class OpenVino:
@@ -50,7 +56,7 @@ class OpenVino:
     openvino is not installed.
     """
 
-    def __init__(self, model: Segmenter, device: Device):
+    def __init__(self, model: Segmenter, device: Device, size: Size):
         if device.device.type != "cpu":
             raise InputError(f"--backend openvino: computes on the CPU, not on {device.device.type}; leave it out")
         try:
@@ -76,8 +82,8 @@ class OpenVino:
         return self.openvino.Core().compile_model(graph, "CPU", self.options)
 
 
-BACKENDS: dict[str, Callable[[Segmenter, Device], Model]] = {
+BACKENDS: dict[str, Callable[[Segmenter, Device, Size], Model]] = {
     "torch": Native,
-    "compile": lambda model, device: torch.compile(Native(model, device)),
+    "compile": lambda model, device, size: torch.compile(Native(model, device, size)),
     "openvino": OpenVino,
 }

@@ -123,6 +123,7 @@ class Predictor:
 
     def batches(self, photos: Photos, image_ids: list[str], masks: bool = False) -> Iterator[Batch]:
         """The photos in batches out of the networks, with the true masks if asked for."""
+        torch.backends.cudnn.benchmark = True  # they have one size
         for batch in load_photos(photos, image_ids, self.fits, self.device.device, self.loading, masks):
             with torch.inference_mode():
                 sums = self._mix(batch.images)
@@ -154,7 +155,7 @@ def fold_members(
     if len(fits) > 1:
         raise InputError(f"{folds[0].path.parents[1]}: its folds were trained at different sizes; train them alike")
     (fit,) = fits
-    networks = [TTA(prepare_model(fold.model, device, backend), views) for fold in folds]
+    networks = [TTA(prepare_model(fold.model, device, backend, fit.size), views) for fold in folds]
     return [Member(fit, network, weight / len(folds)) for network in networks]
 
 

@@ -13,7 +13,8 @@ from carvana.training.validation import validate
 
 def keep_checkpoint(learner: Learner, fold: Fold, stage: Config, record: dict, path: Path) -> None:
     """Writes the averaged weights (EMA) as a checkpoint of `stage`, scored as `record` says."""
-    save_checkpoint(path, learner.ema.module, stage, fold.number, record["epoch"], record["dice"], fold.digest)
+    position = fold.number, record["epoch"], record["dice"], fold.digest
+    save_checkpoint(path, learner.ema.module, stage, *position, precisions=learner.position.precisions)
 
 
 def keep_for_average(learner: Learner, fold: Fold, record: dict) -> None:

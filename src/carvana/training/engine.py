@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.utils.data import DataLoader
 
-from carvana.errors import InputError
+from carvana.errors import InputError, is_out_of_memory
 from carvana.log import progress, say
+from carvana.models.formats import FORMATS
 from carvana.training.learner import Learner
 from carvana.training.optim import rate_factor, set_rate
 
@@ -25,7 +26,8 @@ class OutOfTime(Exception):
 def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> dict[str, float]:
     """Steps through the loader once; returns the mean loss and how many steps were skipped, as they were not finite.
 
-    Raises InputError after ten skipped in a row, OutOfTime once `time.monotonic()` is past `deadline`.
+    Raises InputError after ten skipped in a row, without those in which fp16 finds its scale; OutOfTime once
+    `time.monotonic()` is past `deadline`.
     """
     optim, position, clip_norm = learner.stage.optim, learner.position, learner.accelerator.clip_grad_norm_
     epochs, steps, losses, bad_in_a_row = learner.config.epochs, len(loader), [], 0
@@ -46,7 +48,7 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
         if update(learner, loss, norm):
             losses.append(loss)
             bad_in_a_row = 0
-        else:
+        elif not finds_scale(learner, loss):
             bad_in_a_row += 1
             stop_if_hopeless(bad_in_a_row)
         position.step += 1
@@ -54,8 +56,11 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
 
 
 def send(batch: list[torch.Tensor] | None, learner: Learner) -> list[torch.Tensor] | None:
-    """Starts copying a batch to the device; None after the last one."""
-    return batch and [tensor.to(learner.accelerator.device, non_blocking=True) for tensor in batch]
+    """Starts copying a batch to the device, and there to the model's memory format; None after the last one."""
+    if batch is None:
+        return None
+    images, masks = (tensor.to(learner.accelerator.device, non_blocking=True) for tensor in batch)
+    return [images.contiguous(memory_format=FORMATS[learner.memory_format]), masks]
 
 
 def forward_backward(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -67,7 +72,7 @@ def forward_backward(learner: Learner, images: torch.Tensor, masks: torch.Tensor
         try:
             return torch.cat(list(_accumulate(learner, images, masks)))
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
         # Here, outside of the except block, nothing holds the failed step's tensors any more.
         halve_micro_batch(learner)
@@ -91,18 +96,24 @@ def update(learner: Learner, loss: float, norm: float) -> bool:
 
     The norm is the same in all processes, also where only one had a bad loss: they skip a step together.
     """
-    fine, scaled = math.isfinite(norm), learner.accelerator.scaler is not None
-    if fine or scaled:  # fp16's scaler skips a bad step itself, and lowers its scale
+    fine = math.isfinite(norm)
+    if fine or learner.accelerator.scaler:  # fp16's scaler skips a bad step itself, and lowers its scale
         learner.optimizer.step()
     model = learner.accelerator.unwrap_model(learner.model)
     if fine:
         learner.ema.update(model, learner.position.step)
     else:
-        if not scaled or not math.isfinite(loss):  # a scaler overflows on purpose, to find its scale
+        if not finds_scale(learner, loss):
             say(f"step {learner.position.step}: loss {loss}, gradient norm {norm}: step skipped")
         restore_buffers(model, learner.ema.module)
     learner.optimizer.zero_grad()
     return fine
+
+
+def finds_scale(learner: Learner, loss: float) -> bool:
+    """Whether a bad step is only fp16's scaler on the way down from the scale that it begins with."""
+    scaler = learner.accelerator.scaler
+    return scaler is not None and math.isfinite(loss) and scaler.get_scale() >= 1
 
 
 @torch.no_grad()

@@ -1,18 +1,20 @@
 """One run: epochs with validation, the best checkpoint, and a state to resume from."""
 
+import platform
 import time
 
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
+from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader, DistributedSampler
 
-from carvana.config import Config
+from carvana.config import Config, DataConfig, differences
 from carvana.data.cache import PhotoCache
-from carvana.data.dataset import TrainSet
+from carvana.data.dataset import TrainSet, collate
 from carvana.data.geometry import Fit
 from carvana.data.images import Photos
 from carvana.data.loader import worker_options
-from carvana.device import process_state
-from carvana.log import read_records, say, write_records
+from carvana.device import process_state, share
+from carvana.log import read_records, say, write_json, write_records
 from carvana.training.averaging import average_epochs, keep_checkpoint, keep_for_average
 from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.training.learner import Learner, build_learner
@@ -20,6 +22,8 @@ from carvana.training.losses import weighted_sum
 from carvana.training.state import Fold, initial_checkpoint, load_state, prepare_folder, refuse_conflict, save_state
 from carvana.training.tracking import log_epoch, tracking
 from carvana.training.validation import validate
+
+MACHINE = ("device", "precision", "memory_format", "processes")
 
 
 def train_folds(
@@ -31,11 +35,13 @@ def train_folds(
     if process.is_main_process:
         for fold in folds:
             refuse_conflict(config, fold, resume, overwrite)
-        photos.check()
+    photos.check(share(photos.image_ids, process.process_index, process.num_processes))
     process.wait_for_everyone()
     for fold in folds:
         say(f"fold {fold.number}: training on {len(fold.train.cars)} cars, validating on {len(fold.val.cars)}")
-        if not train_fold(config, fold, resume, overwrite, deadline, tracker):
+        finished = train_fold(config, fold, resume, overwrite, deadline, tracker)
+        clear_device_cache(garbage_collection=True)  # gives the fold's memory back
+        if not finished:
             return False
     return True
 
@@ -54,9 +60,11 @@ def train_fold(
         if learner.accelerator.is_main_process:
             refuse_conflict(config, fold, resume, overwrite)
             prepare_folder(config, fold, overwrite)
-    if resume and load_state(learner.accelerator, fold.folder / "state"):
-        say(f"fold {fold.number}: continuing after epoch {learner.position.epoch}")
+    resumed = resume and load_state(learner.accelerator, fold.folder / "state")
     records = read_records(fold.folder / "log.jsonl")[: learner.position.epoch]
+    if resumed:
+        changed = differences({key: records[-1].get(key) for key in MACHINE}, machine_facts(learner)) if records else []
+        say(f"fold {fold.number}: continuing after epoch {learner.position.epoch}{'; '.join(['', *changed])}")
     try:
         with tracking(learner):
             while learner.position.epoch < config.epochs:
@@ -65,9 +73,22 @@ def train_fold(
     except OutOfTime:
         saved = f"--resume continues from {fold.folder}" if records else "nothing saved: not even one epoch fits"
         say(f"fold {fold.number}: out of time after {len(records)} of {config.epochs} epochs; {saved}")
-        return False
+        return note_end(learner, fold, finished=False)
     say(f"fold {fold.number}: finished, best Dice {learner.position.best_dice:.5f}, in {fold.folder}")
-    return True
+    return note_end(learner, fold, finished=True)
+
+
+def note_end(learner: Learner, fold: Fold, finished: bool) -> bool:
+    """Writes into end.json how a command ended: torchrun's own status is 1 whatever its processes say."""
+    if learner.accelerator.is_main_process:
+        write_json(fold.folder / "end.json", {"finished": finished, "epochs": learner.position.epoch})
+    return finished
+
+
+def machine_facts(learner: Learner) -> dict:
+    """What a resumed run may change."""
+    device, processes = learner.device, learner.accelerator.num_processes
+    return dict(zip(MACHINE, (device.name, device.precision, learner.memory_format, processes), strict=True))
 
 
 def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float) -> None:
@@ -75,8 +96,8 @@ def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: flo
     stage, done = learner.config.stage_of(learner.position.epoch)
     learner.loss = weighted_sum(stage.loss)
     if done == 0:
-        learner.begin_stage()
-    photos = PhotoCache(fold.train, Fit.of(stage.data), stage.data.cache_gib)
+        learner.position.best_dice = -1.0
+    photos = shared_cache(learner, fold.train, stage.data)
     for number in range(done, stage.train.epochs):
         longest = max((r["train_seconds"] + r["val_seconds"] for r in records[-number:]), default=0)
         check_clock(learner, deadline, 1.05 * longest)  # a margin for writing
@@ -85,10 +106,19 @@ def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: flo
         keep_epoch(learner, fold, records)
 
 
+def shared_cache(learner: Learner, photos: Photos, data: DataConfig) -> PhotoCache:
+    """One for all processes of a machine: the first one of them makes the file."""
+    accelerator, machine = learner.accelerator, platform.node()
+    cache = PhotoCache(photos, Fit.of(data), data.cache_gib if accelerator.is_local_main_process else 0)
+    paths = dict(item for item in gather_object([(machine, cache.path)]) if item[1])
+    return cache if cache.path else cache.join(paths.get(machine))
+
+
 def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float) -> dict:
     """Trains and validates once; returns the epoch's record. Random numbers depend on seed and epoch alone."""
-    accelerator, position, stage = learner.accelerator, learner.position, learner.stage
+    position, stage = learner.position, learner.stage
     set_seed(stage.train.seed + 1000 * (position.epoch + 1), device_specific=True)
+    learner.begin_epoch()
     started = time.monotonic()
     loader = train_loader(learner, photos)
     record = train_one_epoch(learner, loader, deadline)
@@ -99,8 +129,7 @@ def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float)
         "dice": sum(scores.values()) / len(scores), "worst": min(scores.values()), "photos": len(scores),
         "train_photos": len(loader.dataset), "size": stage.data.size, "micro_batch": position.micro_batch,
         "train_seconds": round(trained - started, 2), "val_seconds": round(time.monotonic() - trained, 2),
-        "device": str(accelerator.device), "precision": accelerator.mixed_precision,
-        "processes": accelerator.num_processes,
+        **machine_facts(learner),
     }  # fmt: skip
 
 
@@ -111,7 +140,7 @@ def train_loader(learner: Learner, photos: PhotoCache) -> DataLoader:
     sampler = DistributedSampler(dataset, accelerator.num_processes, accelerator.process_index, seed=stage.train.seed)
     sampler.set_epoch(epoch)
     options = worker_options(stage.data.num_workers) | {"pin_memory": accelerator.device.type == "cuda"}
-    return DataLoader(dataset, stage.train.batch_size, sampler=sampler, **options)
+    return DataLoader(dataset, stage.train.batch_size, sampler=sampler, collate_fn=collate, **options)
 
 
 def keep_epoch(learner: Learner, fold: Fold, records: list[dict]) -> None:

@@ -15,6 +15,7 @@ from carvana.errors import InputError
 from carvana.models import build_model
 from carvana.models.checkpoint import load_checkpoint
 from carvana.models.cpu import speed_up_convolutions
+from carvana.models.formats import FORMATS, choose_format
 from carvana.training.losses import Loss, weighted_sum
 from carvana.training.optim import build_optimizer
 from carvana.training.state import Position
@@ -31,6 +32,7 @@ class Learner:
     loss: Loss
     position: Position
     config: Config
+    memory_format: str  # of FORMATS
 
     @property
     def stage(self) -> Config:
@@ -41,10 +43,11 @@ class Learner:
     def device(self) -> Device:
         return Device(self.accelerator.device, self.accelerator.mixed_precision)
 
-    def begin_stage(self) -> None:
-        """Forgets what was true of the stage before: its micro-batch, and its best Dice."""
-        train = self.stage.train
-        self.position.micro_batch, self.position.best_dice = train.micro_batch or train.batch_size, -1.0
+    def begin_epoch(self) -> None:
+        """Notes the precision, and tries the configured micro-batch again: what left it no memory may be gone."""
+        precisions, precision = self.position.precisions, self.accelerator.mixed_precision
+        self.position.precisions = precisions + [precision] * (precisions[-1:] != [precision])
+        self.position.micro_batch = self.stage.train.micro_batch or self.stage.train.batch_size
 
 
 def build_learner(
@@ -59,6 +62,9 @@ def build_learner(
     set_seed(config.train.seed)
     precision, log_with = chosen_precision(config.train.precision), None if tracker == "none" else tracker
     accelerator = Accelerator(mixed_precision=precision, log_with=log_with, project_dir=folder)
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate does that for GPUs only
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+    torch.backends.cudnn.benchmark = True  # photos have one size
     model = build_model(config.model, pretrained=pretrained and initial is None)
     if initial:
         try:
@@ -68,13 +74,18 @@ def build_learner(
             raise InputError(f"train.init_from: {initial} {advice}") from None
     if accelerator.device.type == "cpu":
         speed_up_convolutions(model)
-    model = model.to(accelerator.device, memory_format=torch.channels_last)
+    memory_format = config.train.memory_format
+    if memory_format == "auto":
+        photos = max(1, (config.train.micro_batch or config.train.batch_size) // 2)
+        images = torch.Size((photos, 3, *(config.data.crop or config.data.size)))
+        memory_format = choose_format(model, Device(accelerator.device, precision), images)
+    model = model.to(accelerator.device, memory_format=FORMATS[memory_format])
     ema = ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True)
     optimizer = build_optimizer(model, config.optim)
     if config.train.compile:
         model.compile()
     model, optimizer = accelerator.prepare(model, optimizer)
-    learner = Learner(accelerator, model, ema, optimizer, weighted_sum(config.loss), Position(), config)
-    learner.begin_stage()
+    learner = Learner(accelerator, model, ema, optimizer, weighted_sum(config.loss), Position(), config, memory_format)
+    learner.begin_epoch()
     accelerator.register_for_checkpointing(ema.module, learner.position)
     return learner

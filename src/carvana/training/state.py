@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,15 +14,15 @@ from carvana.config import Config, differences
 from carvana.data.augmentations import build_augmentation
 from carvana.data.folds import check_folds, folds_digest
 from carvana.data.images import Photos
-from carvana.device import chosen_precision, process_state
 from carvana.errors import InputError
 from carvana.log import read_records, write_json
 from carvana.models import find_model
 from carvana.models.checkpoint import read_facts
 
-# What changes no weights of a resumed run: the encoder's are in its state.
+# What a resumed run may change: the machine and how photos reach it; the encoder's weights are in its state.
 LOADING = {"data": {"num_workers", "cache_gib"}}
-LEFT_OUT = LOADING | {"model": {"weights"}, "earlier_stages": {"__all__": LOADING}}
+MACHINE = {"model": {"weights"}, "train": {"precision", "memory_format"}}
+LEFT_OUT = LOADING | MACHINE | {"earlier_stages": {"__all__": LOADING}}
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Position:
     step: int = 0
     best_dice: float = -1.0  # of the stage
     micro_batch: int = 0
+    precisions: list[str] = field(default_factory=list)  # one after the other
 
     def state_dict(self) -> dict:
         return asdict(self)
@@ -111,10 +112,13 @@ def load_state(accelerator: Accelerator, folder: Path) -> bool:
     """Loads the newest whole state; False if there is none. Raises InputError if it is damaged."""
     states = saved_states(folder)
     if states:
+        scaler, is_scaled = accelerator.scaler, (states[-1] / "scaler.pt").exists()
+        accelerator.scaler = scaler if is_scaled else None  # fp16 begins with a new scale where there was none
         try:
             accelerator.load_state(str(states[-1]))
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
             raise InputError(f"{states[-1]}: damaged ({type(error).__name__}); start anew with --overwrite") from error
+        accelerator.scaler = scaler
     return bool(states)
 
 
@@ -123,7 +127,6 @@ def run_facts(config: Config, fold: Fold) -> dict:
     return {
         "config": config.model_dump(mode="json", exclude=LEFT_OUT),
         "folds_digest": fold.digest, "train_cars": fold.train.cars, "val_cars": fold.val.cars,
-        "precision": chosen_precision(config.train.precision), "processes": process_state().num_processes,
     }  # fmt: skip
 
 
@@ -145,8 +148,10 @@ def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool) -
         facts = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: has no readable run.json ({error}); start anew with --overwrite") from None
-    if changed := differences(facts, run_facts(config, fold)):
-        raise InputError(f"{folder}: cannot be resumed, it was another run: {'; '.join(changed)}")
+    current = run_facts(config, fold)
+    if changed := differences({key: facts.get(key) for key in current}, current):
+        remedy = "give its settings, another --name, or --overwrite"
+        raise InputError(f"{folder}: cannot be resumed, it was another run: {'; '.join(changed)}: {remedy}")
     if not states and len(read_records(folder / "log.jsonl")) > 1:
         raise InputError(f"{folder}: has no state to resume from; start anew with --overwrite")
 
@@ -155,6 +160,6 @@ def prepare_folder(config: Config, fold: Fold, overwrite: bool) -> None:
     """Removes what is to be overwritten, and what a killed process left of files it was writing."""
     if overwrite:
         shutil.rmtree(fold.folder, ignore_errors=True)
-    for leftover in fold.folder.glob(".*.tmp"):
-        leftover.unlink()
+    for leftover in (*fold.folder.glob(".*.tmp"), fold.folder / "end.json"):
+        leftover.unlink(missing_ok=True)
     write_json(fold.folder / "run.json", run_facts(config, fold))
