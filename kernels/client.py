@@ -3,28 +3,47 @@
 Credentials stay with the client; nothing here reads, prints or keeps them.
 """
 
+import csv
+import json
+import math
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 from packing import COMPETITION
 
 from carvana.errors import InputError
 
+QUOTA = re.compile(r"(?i)maximum weekly.*quota")
 BUSY = re.compile(r"(?i)maximum .*(batch|gpu|session)")
-TRANSIENT = re.compile(r"(?i)\b(429|50[0234])\b|connection|timed? ?out|remote end|max retries|broken pipe")
-UNKNOWN = re.compile(r"(?i)cannot access kernel|403|404|not found")
+TRANSIENT = re.compile(
+    r"(?i)\b429 client error|rate limited|\b5\d\d server error|on kaggle's side|connection|timed? ?out|remote end"
+    r"|max retries|broken pipe|getaddrinfo|name ?resolution|eof occurred|incomplete ?read|could not submit"
+)
+FINAL = "CERTIFICATE_VERIFY_FAILED"  # within what looks like a lost connection
+UNKNOWN = re.compile(r"(?i)cannot access kernel|\b40[34]\b|not found")
 REMEDIES = {
-    "401": "make a token in your Kaggle account's settings; input/README.md says where it belongs",
-    "403": "accept the competition's rules, and give your own user name with --owner",
+    "401|authentication required": "make a token in your account's settings; input/README.md says where it belongs",
+    "403|have access": "accept the competition's rules, and give your own user name with --owner",
+    "invalid choice|unrecognized arguments": "the client is too old: pip install -U -r kernels/requirements.txt",
 }
+PAUSES = (15, 600)  # seconds before the second attempt, and at most; each pause is twice the one before
+HOURS = 12  # of attempts
+HOUR = 3600
 
 
 class Busy(Exception):
     """Kaggle runs as many sessions of this account as it allows."""
+
+
+class NoHours(InputError):
+    """The week's GPU hours are used up."""
 
 
 class Transient(InputError):
@@ -33,21 +52,88 @@ class Transient(InputError):
 
 @dataclass(frozen=True)
 class Client:
-    """`pauses` are the seconds before each new attempt after a fault that often passes."""
+    """Attempts again for `hours` while a fault is one that often passes; Transient after that."""
 
-    pauses: tuple[float, ...] = (5, 20, 60)
+    hours: float = HOURS
 
-    def push(self, folder: Path) -> None:
-        """Pushes a kernel, which then runs. Raises Busy, Transient (it may have arrived) or InputError (refused)."""
-        task = f"{folder}: not pushed"
-        answer = self._call("kernels", "push", "-p", folder, task=task, success="successfully pushed")
-        if "not valid" in answer:
-            raise fault(task, answer)
+    def push(
+        self, folder: Path, kernel: str, accelerator: str = "", run: bool = True, optional: Sequence[str] = ()
+    ) -> None:
+        """Pushes a kernel, which then runs. The sources in `optional` need not be attached.
+
+        After a passing fault its status tells whether it arrived. Raises Busy, NoHours, Transient (it may have arrived
+        all the same) or InputError (refused).
+        """
+        task, attempts = f"{folder}: not pushed", count()
+        command = ["kernels", "push", "-p", folder, *(["--accelerator", accelerator] if accelerator else [])]
+        command, success = (command, "successfully pushed") if run else ([*command, "--no-run"], "successfully saved")
+
+        def attempt() -> str:
+            arrived = next(attempts) and self._status(kernel) != "unknown"
+            return "" if arrived else self._call(*command, task=task, success=success)
+
+        for line in self._patiently(attempt).splitlines():
+            if "not valid" in line:
+                if not {*re.findall(r"'(.+?)'", line)} <= {*optional}:
+                    raise InputError(f"{task}: {line}")
+                print(f"{kernel}: Kaggle attaches no output of the failed {', '.join(optional)}", flush=True)
 
     def status(self, kernel: str) -> str:
         """QUEUED, RUNNING, COMPLETE, ERROR, CANCEL_...; `unknown` if Kaggle shows no such kernel."""
+        return self._patiently(lambda: self._status(kernel))
+
+    def fetch(self, kernel: str, folder: Path) -> None:
+        """Downloads a kernel's whole output, over what an earlier attempt has left."""
+        self._ask("kernels", "output", kernel, "-p", folder, "--force")
+
+    def quota(self) -> tuple[str, float]:
+        """What is left of the week's GPU hours, as a line and as a number; infinite if the client cannot say."""
         try:
-            answer = self._ask("kernels", "status", kernel)
+            answer = self._ask("quota", "--format", "json")
+            rows = {row["resource"]: row for row in json.loads(answer[answer.index("[") :])}
+            left, total = (float(rows["GPU"][key].rstrip("h")) for key in ("remaining", "total"))
+            refresh = rows["GPU"]["refreshAt"][:16].replace("T", " ")
+        except (InputError, ValueError, KeyError) as error:
+            reason = error if isinstance(error, InputError) else last_line(answer)
+            return f"how many GPU hours are left this week is unknown ({reason})", math.inf
+        return f"{left:.2f} of {total:.2f} GPU hours are left until {refresh} UTC", left
+
+    def create_dataset(self, folder: Path) -> None:
+        """Uploads a new dataset. Raises Transient (it may have arrived) or InputError (name taken, refused)."""
+        task, success = f"{folder}: no dataset made of it", "is being created"
+        self._patiently(lambda: self._call("datasets", "create", "-p", folder, task=task, success=success))
+
+    def submissions_left(self) -> int | None:
+        """How many more Kaggle takes today; None if the client cannot say."""
+        try:
+            answer = self._ask("competitions", "submission-limits", COMPETITION)
+        except InputError:
+            return None
+        numbers = {name: int(number) for name, number in re.findall(r"(?m)^(\w+ \w+): (\d+)", answer)}
+        return numbers.get("Remaining today") if numbers.get("Lifetime submissions") else None  # a new team's are all 0
+
+    def submit(self, file: Path, message: str, earlier: int) -> None:
+        """Uploads a submission, unless more than `earlier` with this message have arrived. Raises as create_dataset."""
+        command, task = ("competitions", "submit", COMPETITION, "-f", file, "-m", message), f"{file}: not submitted"
+
+        def attempt() -> None:
+            if len(self._submissions(message)) <= earlier:
+                self._call(*command, task=task, success="successfully submitted")
+
+        self._patiently(attempt)
+
+    def submissions(self, message: str) -> list[dict]:
+        """The latest submissions with this message, newest first: `status`, `publicScore`, `privateScore`."""
+        return self._patiently(lambda: self._submissions(message))
+
+    def _submissions(self, message: str) -> list[dict]:
+        lines = self._call("competitions", "submissions", COMPETITION, "--csv").splitlines()
+        header = next((place for place, line in enumerate(lines) if line.startswith("ref,")), len(lines))
+        return [row for row in csv.DictReader(lines[header:]) if row["description"] == message]
+
+    def _status(self, kernel: str) -> str:
+        try:
+            answer = self._call("kernels", "status", kernel)
         except InputError as error:
             if isinstance(error, Transient) or not UNKNOWN.search(str(error)):
                 raise
@@ -57,53 +143,55 @@ class Client:
             raise InputError(f"{kernel}: no status in the client's answer: {last_line(answer)}")
         return match[1].upper()
 
-    def fetch(self, kernel: str, folder: Path) -> None:
-        """Downloads a kernel's whole output, over what an earlier attempt has left."""
-        self._ask("kernels", "output", kernel, "-p", folder, "--force")
-
-    def create_dataset(self, folder: Path) -> None:
-        """Uploads a new dataset. Raises Transient (it may have arrived) or InputError (name taken, refused)."""
-        task = f"{folder}: no dataset made of it"
-        self._call("datasets", "create", "-p", folder, task=task, success="is being created")
-
-    def submit(self, file: Path, message: str) -> None:
-        """Uploads a submission. Raises Transient (it may have arrived) or InputError (refused)."""
-        command = ("competitions", "submit", COMPETITION, "-f", file, "-m", message)
-        self._call(*command, task=f"{file}: not submitted", success="successfully submitted")
-
-    def submitted(self) -> str:
-        """The latest submissions, as the client lists them."""
-        return self._ask("competitions", "submissions", COMPETITION, "--csv")
+    def _ask(self, *arguments: object) -> str:
+        return self._patiently(lambda: self._call(*arguments))
 
     def _call(self, *arguments: object, task: str = "", success: str = "") -> str:
-        """The client's answer. Raises `fault` if it ends with an error, or if the answer does not hold `success`."""
+        """What the client prints. Raises `fault` if it ends with an error, or if the answer does not hold `success`."""
         command = [sys.executable, "-m", "kaggle", *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True)
+        task = task or f"kaggle {' '.join(map(str, arguments[:3]))}"
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=HOUR)
+        except TimeoutExpired:
+            raise Transient(f"{task}: no answer for an hour") from None
         answer = result.stdout + result.stderr
         if "No module named kaggle" in answer:
             raise InputError("Kaggle's client is not installed: pip install -r kernels/requirements.txt")
         if result.returncode != 0 or success not in answer.lower():
-            raise fault(task or f"kaggle {' '.join(map(str, arguments[:3]))}", answer)
+            raise fault(task, answer, (result.stderr if result.returncode else "") or result.stdout)
+        return result.stdout
+
+    def _patiently(self, attempt: Callable):
+        """What `attempt` returns, made again after growing pauses while its fault is Transient. One line says so."""
+        started, pause, failed = time.monotonic(), PAUSES[0], False
+        while True:
+            try:
+                answer = attempt()
+                break
+            except Transient as error:
+                if time.monotonic() - started >= self.hours * HOUR:
+                    raise
+                if not failed:
+                    print(f"{error}; trying again for up to {self.hours:g} hours", file=sys.stderr, flush=True)
+                failed = True
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSES[1])
+        if failed:
+            minutes = (time.monotonic() - started) / 60
+            print(f"Kaggle answers again, after {minutes:.1f} minutes", file=sys.stderr, flush=True)
         return answer
 
-    def _ask(self, *arguments: object) -> str:
-        """Calls again after each pause while the fault is transient. Only for what may be done twice."""
-        for pause in self.pauses:
-            try:
-                return self._call(*arguments)
-            except Transient as error:
-                print(f"{error}; again in {pause:g} s", file=sys.stderr, flush=True)
-                time.sleep(pause)
-        return self._call(*arguments)
 
-
-def fault(task: str, answer: str) -> Exception:
-    """Busy, Transient or InputError: the client's last line, with a remedy where one is known."""
+def fault(task: str, answer: str, message: str) -> Exception:
+    """Busy, NoHours, Transient or InputError: the client's message, with a remedy where one is known."""
+    line = last_line(message.strip().partition("\n\n")[0])  # the client's own hints follow
+    if QUOTA.search(answer):
+        return NoHours(line)
     if BUSY.search(answer):
         return Busy(answer)
-    remedy = next((f"; {remedy}" for code, remedy in REMEDIES.items() if re.search(rf"\b{code}\b", answer)), "")
-    message = f"{task}: {last_line(answer)}{remedy}"
-    return Transient(message) if TRANSIENT.search(answer) else InputError(message)
+    remedy = next((f"; {REMEDIES[key]}" for key in REMEDIES if re.search(rf"(?i)\b({key})\b", answer)), "")
+    kind = Transient if TRANSIENT.search(answer) and FINAL not in answer else InputError
+    return kind(f"{task}: {line}{remedy}")
 
 
 def last_line(text: str) -> str:

@@ -6,15 +6,18 @@ was pushed: any command may be interrupted and given again, and nothing is pushe
 
 import math
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import outputs
 import typer
 from build import DirtyOption, FoldsFileOption, HoursOption, InternetOption, OwnerOption
 from client import Client
 from ledger import Entry, Ledger
-from outputs import collect_runs, collect_submission, computed_hours, record_submission, submission_message
-from packing import BUILD, REPOSITORY, slugify
+from logs import LogStreams
+from packing import ACCELERATOR, BUILD, REPOSITORY, slugify
 from runtime import digest_of
 from sessions import AT_ONCE, Driver, drive, fetch_output, output_of, refresh
 from settings import encoder_of, parse_folds, submit_settings, train_settings
@@ -25,17 +28,21 @@ from carvana.errors import InputError
 
 LEDGER, SUBMISSIONS = BUILD / "launch.json", REPOSITORY / "submissions"
 GPUS = 2  # of a session: a fold each
-QUOTA = 30  # GPU hours a week, by session
+SELFTEST = BUILD / "selftest.json"
+COMPUTED = "computed: from multiplications at an assumed 12 TFLOP/s of a T4; `push selftest` measures it"
 SESSION = 11  # hours
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 push = typer.Typer(no_args_is_help=True)
-app.add_typer(push, name="push", help="Train folds, or predict the test set: push, wait and fetch, until all is done.")
+app.add_typer(push, name="push", help="Train folds, predict the test set, test a GPU: push, wait and fetch, till done.")
 
 ExperimentOption = Annotated[str, typer.Option("--experiment", help="Name of a file in src/experiments.")]
 NameOption = Annotated[str | None, typer.Option("--name", help="Another name, for a second attempt.")]
 PollOption = Annotated[float, typer.Option("--poll", min=0, help="Seconds between two questions to Kaggle.")]
-RetryOption = Annotated[bool, typer.Option("--retry", help="Push again what has failed.")]
+RetryOption = Annotated[bool, typer.Option("--retry", help="Push again what has failed, with what it left.")]
+LogsOption = Annotated[bool, typer.Option("--logs/--no-logs", help="Print the logs of sessions that run.")]
+NoRunOption = Annotated[bool, typer.Option("--no-run", help="Save the kernels on Kaggle without running them.")]
+AcceleratorOption = Annotated[str, typer.Option("--accelerator", help="Kaggle's name of the machine.")]
 SubmissionsOption = Annotated[Path, typer.Option("--submissions", help="Folder of the CSVs and their journal.")]
 FoldsOption = Annotated[str, typer.Option("--folds", help="0-4, 0,2 or 3.")]
 
@@ -62,7 +69,8 @@ def push_train(
     experiment: ExperimentOption, owner: OwnerOption, folds: FoldsOption = "0-4", overrides: OverridesOption = (),
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, internet: InternetOption = False, cars: CarsOption = None,
     folds_file: FoldsFileOption = FOLDS, dirty: DirtyOption = False, name: NameOption = None, poll: PollOption = 60,
-    retry: RetryOption = False, runs: RunsOption = RUNS,
+    retry: RetryOption = False, logs: LogsOption = True, no_run: NoRunOption = False,
+    accelerator: AcceleratorOption = ACCELERATOR, runs: RunsOption = RUNS,
 ) -> None:  # fmt: skip
     """Trains folds, two in a session; their checkpoints come into runs/."""
     ledger, job = Ledger(LEDGER), job_name("train", experiment, name)
@@ -72,8 +80,9 @@ def push_train(
     encoder = encoder_of(experiment, list(overrides))
     datasets = (f"{owner}/weights-{slugify(encoder)}",) if encoder and not internet else ()
     options = {"internet": internet, "datasets": datasets, "cars": cars, "folds_file": folds_file}
-    drive(ledger, job, Driver(owner, "train", options, dirty, poll, retry))
-    collect_runs(ledger, job, experiment, runs)
+    options["accelerator"] = accelerator
+    if drive(ledger, job, Driver(owner, "train", options, dirty, poll, retry, logs, not no_run)):
+        outputs.collect_runs(ledger, job, experiment, runs)
 
 
 @push.command("submit")
@@ -82,6 +91,7 @@ def push_submit(
     shards: Annotated[int, typer.Option(min=1, help="Sessions that share the 100,064 photos.")] = 1,
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, cars: CarsOption = None, dirty: DirtyOption = False,
     threshold: ThresholdOption = None, name: NameOption = None, poll: PollOption = 60, retry: RetryOption = False,
+    logs: LogsOption = True, no_run: NoRunOption = False, accelerator: AcceleratorOption = ACCELERATOR,
     submissions: SubmissionsOption = SUBMISSIONS,
 ) -> None:  # fmt: skip
     """Predicts the test set with the folds of `push train`; the checked CSV comes into submissions/."""
@@ -92,15 +102,33 @@ def push_submit(
     for number in range(1, shards + 1):
         settings = submit_settings([experiment], (number, shards), tta, threshold, hours)
         ledger.plan(Entry(job, f"shard {number} of {shards}", settings, [entry.kernel for entry in trained]))
-    drive(ledger, job, Driver(owner, "submit", {"cars": cars}, dirty, poll, retry))
+    options = {"cars": cars, "accelerator": accelerator}
+    driver = Driver(owner, "submit", options, dirty, poll, retry, logs, not no_run)
+    if not drive(ledger, job, driver):
+        return
     predicted = ledger.last_rounds(job)
     if shards > 1:
         job = job_name("merge", experiment, name)
         ledger.plan(Entry(job, f"{shards} shards", {"hours": 1.0}, [entry.kernel for entry in predicted]))
-        drive(ledger, job, Driver(owner, "merge", {"cars": cars, "gpu": False}, dirty, poll, retry))
+        drive(ledger, job, replace(driver, kind="merge", options={"cars": cars, "gpu": False}))
     target = submissions / f"{name or experiment}.csv.gz"
-    collect_submission(output_of(ledger.last_rounds(job)[0]), target)
+    outputs.collect_submission(output_of(ledger.last_rounds(job)[0]), target)
     print(f"{target}: whole and checked; now `launch.py submit --experiment {experiment}`")
+
+
+@push.command("selftest")
+def push_selftest(
+    owner: OwnerOption, dirty: DirtyOption = False, name: NameOption = None, poll: PollOption = 60,
+    retry: RetryOption = False, logs: LogsOption = True, no_run: NoRunOption = False,
+    accelerator: AcceleratorOption = ACCELERATOR,
+) -> None:  # fmt: skip
+    """Runs the GPU tests on Kaggle and measures every experiment's photos a second, for `plan`."""
+    ledger, job = Ledger(LEDGER), job_name("selftest", "gpu", name)
+    ledger.plan(Entry(job, "rates", {"minutes": 5}, []))
+    driver = Driver(owner, "selftest", {"accelerator": accelerator}, dirty, poll, retry, logs, not no_run)
+    if drive(ledger, job, driver):
+        outputs.collect_file(output_of(ledger.last_rounds(job)[0]) / SELFTEST.name, SELFTEST)
+        print(f"{SELFTEST}: `launch.py plan` uses it from now on")
 
 
 @app.command()
@@ -117,11 +145,13 @@ def status() -> None:
 
 
 @app.command()
-def wait(poll: PollOption = 60) -> None:
+def wait(poll: PollOption = 60, logs: LogsOption = True) -> None:
     """Waits until no pushed session runs any more; pushes nothing."""
     ledger, client = Ledger(LEDGER), Client()
-    while refresh(ledger.entries, ledger, client):
-        time.sleep(poll)
+    with closing(LogStreams(logs)) as streams:
+        while refresh(ledger.entries, ledger, client):
+            streams.follow(ledger.entries)
+            time.sleep(poll)
     status()
 
 
@@ -141,23 +171,50 @@ def submit(
     experiment: ExperimentOption, name: NameOption = None, runs: RunsOption = RUNS,
     submissions: SubmissionsOption = SUBMISSIONS,
     again: Annotated[bool, typer.Option("--again", help="Upload a file that was uploaded before.")] = False,
+    poll: PollOption = 60,
 ) -> None:  # fmt: skip
-    """Uploads the CSV with experiment, CV and commit, and records it in submissions/log.jsonl."""
+    """Uploads the CSV with experiment, CV and commit, waits for its scores, records them in submissions/log.jsonl."""
     ledger, client, file = Ledger(LEDGER), Client(), submissions / f"{name or experiment}.csv.gz"
+    journal = submissions / "log.jsonl"
     if not file.is_file():
         raise InputError(f"{file}: does not exist; `launch.py push submit` makes it")
-    message = submission_message(ledger, job_name("submit", experiment, name), experiment, runs)
+    message = outputs.submission_message(ledger, job_name("submit", experiment, name), experiment, runs)
     digest, states = digest_of(file), ledger.content["submissions"]
-    if states.get(digest) == "submitted" and not again:
+    if states.get(digest) == "scored" and not again:
         raise InputError(f"{file}: was submitted before; --again submits it once more")
-    if states.get(digest) != "pushing" or message not in client.submitted():
-        states[digest] = "pushing"
+    if states.get(digest) != "submitted" or again:
+        upload(file, message, digest, ledger, client)
+        outputs.record_submission(file, f"launch.py push submit --experiment {experiment}", runs, journal)
+        states[digest] = "submitted"
         ledger.save()
-        client.submit(file, message)
-    states[digest] = "submitted"
+        print(f"submitted: {message}; waiting for its scores: if interrupted, give the command again", flush=True)
+    row = wait_for_score(client, message, poll)
+    if row["status"].upper().endswith("ERROR"):
+        raise InputError(f"{file}: Kaggle could not score it; the competition's page says why")
+    outputs.record_scores(file, row["publicScore"], row["privateScore"], journal)
+    states[digest] = "scored"
     ledger.save()
-    record_submission(file, f"launch.py push submit --experiment {experiment}", runs, submissions / "log.jsonl")
-    print(f"submitted: {message}")
+
+
+def upload(file: Path, message: str, digest: str, ledger: Ledger, client: Client) -> None:
+    """Uploads a submission, unless an interrupted command has done it. Raises InputError if none is left today."""
+    states, earlier = ledger.content["submissions"], 0
+    if states.get(digest) != "pushing":
+        if client.submissions_left() == 0:
+            raise InputError(f"{file}: not submitted: none of today's submissions is left; days begin at 0:00 UTC")
+        earlier = len(client.submissions(message))
+    states[digest] = "pushing"
+    ledger.save()
+    client.submit(file, message, earlier)
+
+
+def wait_for_score(client: Client, message: str, poll: float) -> dict:
+    """The newest submission with this message, once Kaggle has done with it."""
+    while True:
+        rows = client.submissions(message)
+        if rows and not rows[0]["status"].upper().endswith("PENDING"):
+            return rows[0]
+        time.sleep(poll)
 
 
 @app.command()
@@ -165,16 +222,19 @@ def plan(
     experiment: ExperimentOption, folds: FoldsOption = "0-4", overrides: OverridesOption = (),
     shards: Annotated[int, typer.Option(min=1, help="Sessions that share the 100,064 photos.")] = 4,
 ) -> None:  # fmt: skip
-    """Prints sessions, hours and quota, before anything is sent."""
-    hours, total = computed_hours(experiment, parse_folds(folds), list(overrides)), 0.0
-    for pair in pairs(list(hours)):
-        longest = max(hours[fold] for fold in pair)
+    """Prints sessions, hours and quota; sends nothing."""
+    computed, total = outputs.computed_hours(experiment, parse_folds(folds), list(overrides)), 0.0
+    for pair in pairs(list(computed)):
+        measured = outputs.measured_hours(SELFTEST, experiment, pair, list(overrides))
+        longest, how = max((measured or computed)[fold] for fold in pair), "measured" if measured else "computed"
         total += longest
         sessions = max(1, math.ceil(longest / SESSION))
-        print(f"train folds {' '.join(map(str, pair))}: {longest:.1f} h, {sessions} session(s) of two T4")
+        print(f"train folds {' '.join(map(str, pair))}: {longest:.1f} h {how}, {sessions} session(s) of two T4")
     print(f"submit: {shards} session(s) of two T4, then one without GPU; make_submission.py --estimate measures hours")
-    print(f"training {total:.1f} of {QUOTA} GPU hours a week, {AT_ONCE} sessions at once")
-    print("hours are computed from multiplications at an assumed 12 TFLOP/s a T4; none was measured on Kaggle")
+    line, left = Client(hours=0).quota()
+    line += "" if left == math.inf else ": enough" if total <= left else ": not enough"
+    print(f"training {total:.1f} GPU hours {how}, {AT_ONCE} sessions at once; {line}")
+    print(f"measured: photos a second in {SELFTEST}" if measured else COMPUTED)
 
 
 def pairs(folds: list[int]) -> list[list[int]]:

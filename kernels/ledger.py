@@ -24,13 +24,15 @@ class Entry:
     kernel: str = ""  # owner/slug once it is built
     round: int = 1  # more when hours were over and another session continues
     faults: list[str] = field(default_factory=list)
+    failed_kernels: list[str] = field(default_factory=list)  # of earlier attempts, attached like the sources
 
     @property
     def name(self) -> str:
         return f"{self.job}, {self.part}" + (f", round {self.round}" if self.round > 1 else "")
 
     def replan(self) -> None:
-        """Forgets the last push: the session is to be pushed again."""
+        """Forgets the last push: the session is to be pushed again, with what a failed one has left."""
+        self.failed_kernels += [self.kernel] if self.state == "failed" else []
         self.state, self.kernel, self.faults = "planned", "", []
 
 

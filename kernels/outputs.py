@@ -1,10 +1,13 @@
 """What sessions have left, put where the scripts of `src/` look for it: runs/ and submissions/."""
 
+import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from client import last_line
@@ -13,8 +16,12 @@ from packing import REPOSITORY
 from sessions import output_of, read_status
 from settings import encoder_of
 
+from carvana.command import EXPERIMENTS, FOLDS
 from carvana.errors import InputError
+from carvana.experiment import load_experiment
 from carvana.log import replacing
+
+ANGLES = 16  # photos of a car
 
 
 def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
@@ -29,8 +36,12 @@ def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
 def collect_submission(output: Path, target: Path) -> None:
     """Copies a kernel's CSV, and what it was made of, beside each other."""
     for ending in ("", ".json"):
-        with replacing(target.with_name(target.name + ending)) as temporary:
-            shutil.copyfile(output / f"submission.csv.gz{ending}", temporary)
+        collect_file(output / f"submission.csv.gz{ending}", target.with_name(target.name + ending))
+
+
+def collect_file(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def submission_message(ledger: Ledger, job: str, experiment: str, runs: Path) -> str:
@@ -52,6 +63,39 @@ def record_submission(file: Path, command: str, runs: Path, journal: Path) -> No
     failure = f"{file} was submitted, but is not in {journal}; src/submission.py record adds it"
     options = ["--command", command, "--runs", runs, "--journal", journal]
     script_output(failure, "submission.py", "record", file, *options)
+
+
+def record_scores(file: Path, public: str, private: str, journal: Path) -> None:
+    """Adds what the leaderboard gave to the journal; an empty string is a score that is not shown yet."""
+    options = [part for part in (f"--public={public}", f"--private={private}") if not part.endswith("=")]
+    if not options:
+        raise InputError(f"{file}: scored, but Kaggle shows no score yet; give the command again")
+    failure = f"{file}: {' '.join(options)}, not recorded"
+    print(script_output(failure, "submission.py", "record", file, *options, "--journal", journal), end="")
+
+
+def measured_hours(file: Path, experiment: str, folds: list[int], overrides: list[str]) -> dict[int, float]:
+    """Hours of each of a session's folds, at the rates in selftest.json; none if it does not hold what is trained.
+
+    Earlier stages are taken to cost what their pixels cost; the folds share the CPUs that load photos.
+    """
+    try:
+        rates = json.loads(file.read_text())["experiments"][experiment]
+        train, predict = max(rates["train_photos_per_second"].values()), rates["predict_photos_per_second"]
+    except (OSError, ValueError, KeyError):  # an experiment that did not fit the GPU has no rates
+        return {}
+    if not all(override.startswith("train.epochs=") for override in overrides):
+        return {}
+    load = (rates["loader_photos_per_second"] or math.inf) / len(folds)
+    last = load_experiment(experiment, EXPERIMENTS, overrides)
+    cars = Counter(int(line.rpartition(",")[2]) for line in FOLDS.read_text().splitlines()[1:])  # by fold
+    hours = dict.fromkeys(folds, 0.0)
+    for fold, stage in itertools.product(folds, last.stages):
+        size = math.prod(stage.data.size) / math.prod(last.data.size)
+        crop = math.prod(stage.data.crop or stage.data.size) / math.prod(last.data.crop or last.data.size)
+        epoch = (cars.total() - cars[fold]) / min(train / crop, load) + cars[fold] / min(predict / size, load)
+        hours[fold] += stage.train.epochs * ANGLES * epoch / 3600
+    return hours
 
 
 def computed_hours(experiment: str, folds: list[int], overrides: list[str]) -> dict[int, float]:

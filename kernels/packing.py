@@ -26,7 +26,9 @@ COMPETITION = "carvana-image-masking-challenge"
 LIMIT = 1_000_000  # bytes of a script; Kaggle's server refuses more, its client does not check
 TITLE = (5, 50)  # characters
 BUILD = HERE / "build"
-PACKED = (".py", ".yaml", ".html", ".js")  # of src/
+ACCELERATOR = "NvidiaTeslaT4"  # a session has two of them
+PACKED = (".py", ".yaml", ".html", ".js", ".txt")
+EXTRA = {"selftest": ("benchmarks", "tests/gpu")}  # packed only into this kind of kernel
 LEFT_OUT = REPOSITORY / "src" / "demo"  # the drawn cars
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of zip files: the same sources give the same bytes
 
@@ -35,7 +37,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # of zip files: the same sources give the same by
 class Kernel:
     """What is built. `sources` are kernels, `owner/slug`, whose output is attached."""
 
-    kind: str  # train, submit or merge
+    kind: str  # train, submit, merge or selftest
     title: str
     owner: str
     settings: dict
@@ -46,6 +48,12 @@ class Kernel:
     datasets: Sequence[str] = ()
     cars: Path | None = None
     folds_file: Path = FOLDS
+    accelerator: str = ACCELERATOR
+
+    @property
+    def extra(self) -> Sequence[str]:
+        """Folders that are packed beside the library."""
+        return EXTRA.get(self.kind, ())
 
     @property
     def slug(self) -> str:
@@ -62,7 +70,7 @@ class Kernel:
 
     def metadata(self) -> dict:
         """kernel-metadata.json. The client would take a missing key for true, or guess it."""
-        machine = {"machine_shape": "NvidiaTeslaT4"} if self.gpu else {}  # two of them
+        machine = {"machine_shape": self.accelerator} if self.gpu else {}
         return machine | {
             "id": self.id, "title": self.title, "code_file": self.code_file, "language": "python",
             "kernel_type": "notebook" if self.notebook else "script", "is_private": True,
@@ -93,8 +101,8 @@ def check(kernel: Kernel) -> None:
 def build(kernel: Kernel, folder: Path, dirty: bool = False) -> Path:
     """Writes the kernel's folder into `folder` and returns it. Raises InputError; nothing is written then."""
     check(kernel)
-    commit = commit_of(dirty)
-    code = render(kernel, commit, pack(commit, kernel.folds_file, kernel.cars)).encode()
+    commit = commit_of(dirty, kernel.extra)
+    code = render(kernel, commit, pack(commit, kernel.folds_file, kernel.cars, kernel.extra)).encode()
     if len(code) >= LIMIT:
         raise InputError(f"{kernel.code_file}: {len(code):,} bytes; Kaggle takes less than {LIMIT:,}")
     target = folder / kernel.slug
@@ -105,11 +113,11 @@ def build(kernel: Kernel, folder: Path, dirty: bool = False) -> Path:
     return target
 
 
-def commit_of(dirty: bool) -> str:
+def commit_of(dirty: bool, extra: Sequence[str] = ()) -> str:
     """The current commit. If packed files differ from it: with `dirty` marked so, otherwise InputError."""
     try:
         commit = git("rev-parse", "HEAD")
-        changes = git("status", "--porcelain", "--", "src", "folds", "kernels")
+        changes = git("status", "--porcelain", "--", "src", "folds", "kernels", *extra)
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(f"{REPOSITORY}: not a git repository, so there is no commit to name ({error})") from None
     if changes and not dirty:
@@ -123,10 +131,11 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def pack(commit: str, folds_file: Path, cars: Path | None) -> bytes:
-    """A zip of scripts, library, experiments, folds and runtime.py; the same bytes for the same files."""
-    sources = sorted(path for path in (REPOSITORY / "src").rglob("*") if path.suffix in PACKED)
-    files = [path for path in sources if not path.is_relative_to(LEFT_OUT)] + [HERE / "runtime.py"]
+def pack(commit: str, folds_file: Path, cars: Path | None, extra: Sequence[str] = ()) -> bytes:
+    """A zip of scripts, library, experiments, folds, runtime.py and `extra`; the same bytes for the same files."""
+    files = [path for folder in ("src", *extra) for path in sorted((REPOSITORY / folder).rglob("*"))]
+    files = [path for path in files if path.suffix in PACKED and not path.is_relative_to(LEFT_OUT)]
+    files.append(HERE / "runtime.py")
     contents = {file.relative_to(REPOSITORY).as_posix(): file.read_bytes() for file in files}
     contents |= {"COMMIT": f"{commit}\n".encode(), "folds/folds.csv": folds_file.read_bytes()}
     if cars:

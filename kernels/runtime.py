@@ -6,6 +6,7 @@ Packed beside `src/` by build.py. Standard library only; the scripts of `src/` d
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ DEPTH = 6  # folders below input/ that are searched
 STOPPED = 3  # exit status of scripts: --hours are over, and the same command continues
 RESERVE = 0.04  # of the hours: kept for evaluation, pictures and writing
 PHOTOS = {"train", "test", "train_masks", "train_hq", "test_hq"}
+OLDEST = 7.0  # compute capability that PyTorch's builds for CUDA 12.8 begin with; a T4 has 7.5, a P100 6.0
 OWN = ("status.json", "kernel.log")  # files that status.json does not list
 AGAIN = "a source that was just attached can be empty on the first run: run again"
 
@@ -45,6 +47,17 @@ class Session:
     @property
     def gpus(self) -> int:
         return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+
+    def check_gpus(self) -> None:
+        """Ends the kernel if PyTorch has no code for a GPU of this session: it would fail at its first step."""
+        command, cards = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"], []
+        if self.gpus:
+            with suppress(OSError):
+                cards = re.findall(r"(.+), (\d+\.\d+)", subprocess.run(command, capture_output=True, text=True).stdout)
+        for name, capability in cards:
+            if float(capability) < OLDEST:
+                fault = f"{name} has compute capability {capability}, and PyTorch needs {OLDEST} or more"
+                self.fail(f"{fault}: push again, with --accelerator NvidiaTeslaT4")
 
     def find_data(self) -> Path:
         """The folder with the competition's files, wherever it is mounted. Ends the kernel if there is none."""

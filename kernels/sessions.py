@@ -2,15 +2,18 @@
 
 import hashlib
 import json
-import sys
 import time
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from client import Busy, Client, Transient
+from client import Busy, Client, NoHours, Transient
 from ledger import Entry, Ledger
+from logs import LogStreams
 from packing import BUILD, Kernel, build, slugify
 from runtime import digest_of
 
+from carvana.command import command_line
 from carvana.errors import InputError
 
 AT_ONCE = 2  # GPU sessions of an account
@@ -18,44 +21,86 @@ ROUNDS = 8  # sessions that continue one another
 FETCHES = 3
 
 
+@dataclass(frozen=True)
 class Driver:
-    """How the sessions of a job are built and pushed. `options` are those of Kernel."""
+    """How the sessions of a job are built, pushed (`run`, or only saved) and watched. `options` are those of Kernel."""
 
-    def __init__(self, owner: str, kind: str, options: dict, dirty: bool, poll: float, retry: bool):
-        self.owner, self.kind, self.options, self.dirty = owner, kind, options, dirty
-        self.poll, self.retry, self.client = poll, retry, Client()
+    owner: str
+    kind: str
+    options: dict
+    dirty: bool
+    poll: float  # seconds
+    retry: bool
+    logs: bool
+    run: bool
+    client: Client = field(default_factory=lambda: Client())
 
     def build(self, entry: Entry) -> tuple[str, Path]:
         """The kernel's id and folder. No other push has its name, so its status tells whether it arrived."""
-        content = json.dumps([entry.settings, entry.sources, entry.part, entry.round, time.time_ns()], sort_keys=True)
+        sources = (*entry.sources, *entry.failed_kernels)
+        content = json.dumps([entry.settings, sources, entry.part, entry.round, time.time_ns()], sort_keys=True)
         tail = hashlib.sha256(content.encode()).hexdigest()[:6]
         title = f"carvana {slugify(entry.job).replace('-', ' ')[:24].strip()} {slugify(entry.part).replace('-', ' ')}"
         kernel = Kernel(
-            self.kind, f"{title[:42].strip()} {tail}", self.owner, entry.settings,
-            sources=tuple(entry.sources), **self.options,
-        )  # fmt: skip
+            self.kind, f"{title[:42].strip()} {tail}", self.owner, entry.settings, sources=sources, **self.options
+        )
         return kernel.id, build(kernel, BUILD, self.dirty)
 
+    def push(self, entry: Entry, folder: Path) -> None:
+        accelerator = self.options.get("accelerator", "")
+        self.client.push(folder, entry.kernel, accelerator, self.run, entry.failed_kernels)
 
-def drive(ledger: Ledger, job: str, driver: Driver) -> None:
-    """Pushes, waits and fetches until all parts of the job are done. Raises InputError if one has failed."""
+    def check_quota(self, refusal: str = "") -> None:
+        """Says what is left of the week's GPU hours. Raises InputError if nothing is, or after Kaggle's refusal."""
+        line, left = self.client.quota()
+        if refusal or left <= 0:
+            raise InputError(f"{refusal} {line}; give then: python kernels/{command_line()}".strip())
+        print(line, flush=True)
+
+
+def drive(ledger: Ledger, job: str, driver: Driver) -> bool:
+    """Pushes, waits and fetches until all parts of the job are done; False if kernels were only to be saved.
+
+    Raises InputError if a part has failed, or if the week's GPU hours are used up.
+    """
     if driver.retry:
         for entry in failed_parts(ledger, job):
             entry.replan()
-    while True:
-        running = refresh(ledger.entries, ledger, driver.client)
-        for entry in ledger.of(job):
-            if entry.state == "complete":
-                fetch_output(entry, ledger, driver.client)
-        for entry in ledger.of(job):
-            if entry.state == "planned" and running < AT_ONCE:
-                running += push(entry, ledger, driver)
-        if all(entry.state in ("done", "failed") for entry in ledger.of(job)):
-            break
-        time.sleep(driver.poll)
+        ledger.save()
+    if not driver.run:
+        save_kernels(ledger, job, driver)
+        return False
+    asked = not driver.options.get("gpu", True)
+    with closing(LogStreams(driver.logs)) as logs:
+        while True:
+            running = refresh(ledger.entries, ledger, driver.client)
+            for entry in ledger.of(job):
+                if entry.state == "complete":
+                    fetch_output(entry, ledger, driver.client)
+            for entry in ledger.of(job):
+                if entry.state == "planned" and running < AT_ONCE:
+                    if not asked:
+                        driver.check_quota()
+                        asked = True
+                    running += push(entry, ledger, driver)
+            if all(entry.state in ("done", "failed") for entry in ledger.of(job)):
+                break
+            logs.follow(ledger.of(job))
+            time.sleep(driver.poll)
     if failed := failed_parts(ledger, job):
         faults = "; ".join(f"{entry.name}: {', '.join(entry.faults)}" for entry in failed)
         raise InputError(f"{faults}. Logs are in {output_of(failed[0])}; --retry pushes it again")
+    return True
+
+
+def save_kernels(ledger: Ledger, job: str, driver: Driver) -> None:
+    """Saves on Kaggle what is planned, without running it. It stays planned: the next push makes another kernel."""
+    for entry in ledger.of(job):
+        if entry.state == "planned":
+            entry.kernel, folder = driver.build(entry)
+            driver.push(entry, folder)
+            print(f"{entry.name}: saved, not run: https://www.kaggle.com/code/{entry.kernel}", flush=True)
+            entry.replan()
 
 
 def failed_parts(ledger: Ledger, job: str) -> list[Entry]:
@@ -71,13 +116,14 @@ def push(entry: Entry, ledger: Ledger, driver: Driver) -> int:
     entry.state = "pushing"
     ledger.save()
     try:
-        driver.client.push(folder)
-    except Transient as error:
-        print(f"{entry.name}: {error}; its status will show whether it arrived", file=sys.stderr, flush=True)
-        return 1
+        driver.push(entry, folder)
+    except Transient:
+        raise
     except (Busy, InputError) as error:
         entry.replan()
         ledger.save()
+        if isinstance(error, NoHours):
+            driver.check_quota(refusal=str(error))
         if isinstance(error, InputError):
             raise
         print(f"{entry.name}: Kaggle is busy with other sessions of yours, waiting", flush=True)

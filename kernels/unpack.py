@@ -22,3 +22,4 @@ sys.path.insert(0, str(code / "kernels"))
 from runtime import STOPPED, Session, copy_folder
 
 session = Session(SETTINGS, code, COMMIT, DIGEST)
+session.check_gpus()

@@ -9,21 +9,24 @@ from urllib.parse import urlparse
 REFUSALS = {
     "refuse": "Your notebook was refused for this test",
     "busy": "Maximum batch GPU session count of 2 reached.",
+    "quota": "Maximum weekly GPU quota of 30.00 hours reached.",
 }
+LOG = ["epoch 1", "epoch 2"]
 UPLOAD = {"token": "token", "createUrl": "http://localhost/upload"}
 
 
 class KaggleStub:
     """Keeps what was pushed and uploaded; methods named as Kaggle's answer requests, an int is an error's status.
 
-    `faults` holds, by method, what goes wrong with the next answers: a status, one of REFUSALS (in an answer of status
-    200), `lost` (the connection is cut before anything is done) or `cut` (after it was done).
+    `faults` holds, by method, what goes wrong with the next answers: a status (also of the JSON, if text), one of
+    REFUSALS (in an answer of status 200), `lost` (the connection is cut before anything is done), `cut` (after it was).
     """
 
     def __init__(self, execute, root: Path):
         self.execute, self.root = execute, root  # execute(request, folder of its output): whether it ended well
         self.pushed, self.statuses, self.faults = {}, {}, {}
         self.calls, self.uploads, self.submissions, self.datasets = [], [], [], []
+        self.now, self.hours_left, self.submissions_left, self.invalid_sources = 0, 12.5, 3, []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"stub": self}))
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -36,8 +39,13 @@ class KaggleStub:
             "https_proxy": nowhere, "no_proxy": "", "NO_PROXY": "",
         }  # fmt: skip
 
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
     def work(self, _seconds: float = 0) -> None:
-        """Runs what was pushed: what Kaggle does while the launcher sleeps."""
+        """Runs what was pushed, and scores: what Kaggle does while the launcher sleeps."""
+        for submission in self.submissions:
+            submission |= {"status": "COMPLETE", "publicScore": "0.99710", "privateScore": "0.99680"}
         running = [slug for slug, status in self.statuses.items() if status == "RUNNING"]
         assert len(running) <= 2
         for slug in running:
@@ -52,8 +60,11 @@ class KaggleStub:
 
     def SaveKernel(self, request: dict) -> dict:
         slug = request["slug"].rpartition("/")[2]
-        self.pushed[slug], self.statuses[slug] = request, "RUNNING"
-        return {"ref": f"/code/{request['slug']}", "url": f"https://kaggle/{slug}", "versionNumber": 1}
+        self.pushed[slug] = request
+        if request.get("kernelExecutionType") != "QUICK_SAVE":
+            self.statuses[slug] = "RUNNING"
+        answer = {"ref": f"/code/{request['slug']}", "url": f"https://kaggle/{slug}", "versionNumber": 1}
+        return answer | {"invalidKernelSources": self.invalid_sources}
 
     def GetKernelSessionStatus(self, request: dict) -> dict | int:
         return {"status": self.statuses[slug]} if (slug := request["kernelSlug"]) in self.statuses else 403
@@ -63,12 +74,19 @@ class KaggleStub:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         return {"files": [{"fileName": name, "url": f"{url}/{name}"} for name in names], "log": "[]"}
 
+    def GetAcceleratorQuotaStatistics(self, request: dict) -> dict:
+        gpu = {"timeUsed": f"{3600 * (30 - self.hours_left):.0f}s", "totalTimeAllowed": "108000s"}
+        return {"quotaRefreshTime": "2026-10-03T00:00:00Z", "gpuQuota": gpu}
+
+    def GetSubmissionLimits(self, request: dict) -> dict:
+        return {"numToday": 2, "numTotal": 9, "numAllowedNow": self.submissions_left}
+
     def CreateSubmission(self, request: dict) -> dict:
-        self.submissions.append(request["submissionDescription"])
+        self.submissions.insert(0, {"ref": 1, "description": request["submissionDescription"], "status": "PENDING"})
         return {"message": "Successfully submitted to Carvana Image Masking Challenge", "ref": 1}
 
     def ListSubmissions(self, request: dict) -> dict:
-        return {"submissions": [{"ref": 1, "description": description} for description in self.submissions]}
+        return {"submissions": self.submissions}
 
     def GetDatasetStatus(self, request: dict) -> dict | int:
         return {"status": "READY"} if request["datasetSlug"] in [made["slug"] for made in self.datasets] else 404
@@ -90,9 +108,14 @@ class Handler(BaseHTTPRequestHandler):
             answer = getattr(self.stub, method, lambda _: UPLOAD)(request)
         if fault in ("lost", "cut"):
             return self.connection.close()
+        if isinstance(answer, str):
+            return self.send({"message": "no", "code": int(answer)}, int(answer))
         return self.send({"message": "no"}, answer) if isinstance(answer, int) else self.send(answer)
 
     def do_GET(self):
+        if "/logs/stream/" in self.path:
+            events = "".join(f"data: {event}\n\n" for event in (*LOG, "END_OF_LOG")).encode()
+            return self.send(events, self.stub.take_fault("logs") or 200, "text/event-stream")
         _, _, slug, name = urlparse(self.path).path.split("/", 3)
         content = (self.stub.output_of(slug) / name).read_bytes()
         self.send(content[: len(content) // 2] if self.stub.take_fault("GET") else content)
@@ -104,9 +127,10 @@ class Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def send(self, content: dict | bytes, status: int = 200) -> None:
+    def send(self, content: dict | bytes, status: int = 200, kind: str = "application/json") -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Last-Modified", "Mon, 01 Jun 2026 00:00:00 GMT")
         self.end_headers()

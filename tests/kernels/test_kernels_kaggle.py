@@ -4,17 +4,21 @@ The packed kernels run as on Kaggle (emulated.py), one of them as a process that
 """
 
 import contextlib
+import io
 import json
 import re
 import shutil
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest import mock
 
 import client
+import emulated
 import launch
+import logs
 import outputs
 import packing
 import pandas as pd
@@ -23,13 +27,16 @@ import runtime
 import sessions
 import torch
 from client import Client
-from conftest import full_disk, run_script
+from conftest import Result, full_disk, run_script
 from emulated import Kaggle, pack_once, run_kaggle, stand_in
-from kaggle_stub import KaggleStub
+from kaggle_stub import LOG, KaggleStub
+from ledger import Entry, Ledger
+from logs import LogStreams
 from safetensors.torch import save_file
 from settings import encoder_of
 
 from carvana.errors import InputError
+from carvana.log import write_json
 from carvana.models.encoder import create_encoder
 from carvana.submission.csv import read_submission
 from carvana.submission.journal import read_journal
@@ -48,11 +55,14 @@ def connected(root: Path, execute):
         for name, value in server.environment().items():
             patch.setenv(name, value)
         patch.setattr(launch, "LEDGER", root / "launch.json")
+        patch.setattr(launch, "SELFTEST", root / "build" / "selftest.json")
         patch.setattr(launch, "GPUS", 1)
         for module in (launch, sessions):
             patch.setattr(module, "BUILD", root / "build")
-            patch.setattr(module, "Client", lambda: Client(pauses=(0.01, 0.01)))
             patch.setattr(module, "time", SimpleNamespace(sleep=server.work, time_ns=time.time_ns))
+        patch.setattr(client, "time", SimpleNamespace(sleep=server.pass_time, monotonic=lambda: server.now))
+        old = SimpleNamespace(stdout=[], poll=lambda: logs.TOO_OLD, terminate=lambda: None)  # a client without --follow
+        patch.setattr(logs, "subprocess", SimpleNamespace(Popen=lambda *_, **__: old, PIPE=None, DEVNULL=None))
         patch.setattr(packing, "pack", pack_once)
         patch.setattr(client, "subprocess", stand_in(run_kaggle))
         patch.setattr(outputs, "subprocess", stand_in(lambda command: run_script(*command[1:], check=False)))
@@ -103,11 +113,13 @@ def season(demo, mounts, tmp_path_factory) -> SimpleNamespace:
             push_train(root, folds="0-1", cars=cars, folds_file=folds_file)
         for _ in range(2):
             launch.push_submit("demo", "alice", shards=3, tta="none", dirty=True, poll=0, **files)
-        server.faults, files["runs"] = {"CreateSubmission": ["lost", "cut"]}, root / "runs"
-        for _ in range(2):
-            with pytest.raises(InputError, match="not submitted"):
-                launch.submit("demo", **files)
-        launch.submit("demo", **files)  # the second one had arrived
+        files["runs"], server.submissions_left = root / "runs", 0
+        with pytest.raises(InputError, match="none of today's submissions is left"):
+            launch.submit("demo", **files)
+        server.submissions_left, server.faults = 1, {"CreateSubmission": ["lost", "cut"]}  # the second one arrives
+        with mock.patch.object(launch.time, "sleep", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            launch.submit("demo", **files)
+        launch.submit("demo", **files)  # its scores
         with pytest.raises(InputError, match="was submitted before"):
             launch.submit("demo", **files)
         launch.submit("demo", again=True, **files)
@@ -149,8 +161,9 @@ def test_the_submission_is_what_the_scripts_predict_here_with_the_fetched_folds(
     assert ("overlays.jpg" in merged.status["files"], "rows of 3 parts, checked" in merged.log) == (True, True)
     assert (season.server.uploads, len(season.server.submissions)) == ([file.read_bytes()] * 3, 2)
     message = r"demo, folds 0 1, none, CV 0\.\d{5} of 32 photos, commit [0-9a-f]{7}"
-    assert re.fullmatch(message, season.server.submissions[0])
-    (record,) = read_journal(season.root / "submissions" / "log.jsonl")
+    assert re.fullmatch(message, season.server.submissions[0]["description"])
+    record, again = read_journal(season.root / "submissions" / "log.jsonl")
+    assert (record["public"], record["private"], again) == (0.9971, 0.9968, record)
     assert (record["file"], record["threshold"], record["cv"][0]["photos"]) == (file.name, oof["threshold"], 32)
     assert record["command"] == "launch.py push submit --experiment demo"
 
@@ -176,7 +189,10 @@ def server(season, tmp_path):
         ({method: [429] for method in ASKED}, [], "", 2, 1),
         ({method: ["lost"] for method in ASKED}, [], "", 2, 1),
         ({"SaveKernel": ["cut"]}, [], "", 1, 1),  # it had arrived
+        ({method: [503, "500", "429"] for method in ASKED}, [], "", 4, 1),
         ({"SaveKernel": ["busy", "busy"]}, [], "", 3, 1),
+        ({"SaveKernel": ["quota"]}, [], r"30.00 hours reached. 12.50 of .* 2026-10-03 00:00 UTC; give then: ", 2, 1),
+        ({"GetAcceleratorQuotaStatistics": [401]}, [], "", 1, 1),
         ({"GET": [None, "cut"]}, [], "", 1, 1),
         ({"SaveKernel": ["refuse"]}, [], "not pushed: .*Your notebook was refused", 2, 1),
         ({"SaveKernel": [403]}, [], "accept the competition's rules", 2, 1),
@@ -190,15 +206,81 @@ def test_faults_are_waited_for_or_reported(server, season, tmp_path, faults, end
     with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
         push_train(tmp_path)
     push_train(tmp_path, retry=True)
+    sources = [request.get("kernelDataSources", []) for request in server.pushed.values()]
+    assert sources == [[], *([f"alice/{slug}"] for slug in [*server.pushed][:-1])]  # of what has failed
     assert (server.calls.count("SaveKernel"), len(server.pushed)) == (pushes, pushed)
     assert (tmp_path / WEIGHTS).read_bytes() == (season.machines[0].working / WEIGHTS).read_bytes()
 
 
-def test_an_interrupted_command_is_continued_by_others(server, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(sessions.time, "sleep", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            push_train(tmp_path)
+def test_a_failed_session_is_pushed_again_even_if_kaggle_does_not_attach_what_it_left(server, tmp_path, capsys):
+    server.endings = [None]
+    with pytest.raises(InputError, match="ended with ERROR"):
+        push_train(tmp_path)
+    server.invalid_sources = [f"alice/{slug}" for slug in server.pushed]
+    push_train(tmp_path, retry=True)
+    assert f"Kaggle attaches no output of the failed {server.invalid_sources[0]}" in capsys.readouterr().out
+
+
+def test_an_evening_without_network_is_one_line_at_its_begin_and_one_at_its_end(server, tmp_path, capsys):
+    server.faults = {"GetKernelSessionStatus": [503, "lost"] * 4}
+    push_train(tmp_path)
+    begin, end = capsys.readouterr().err.splitlines()
+    assert "503 Server Error" in begin
+    assert begin.endswith("; trying again for up to 12 hours")
+    assert end == "Kaggle answers again, after 35.8 minutes"
+    server.faults, server.now = {"GetKernelSessionStatus": [503] * 9}, 0
+    with pytest.raises(client.Transient, match="503 Server Error"):
+        Client(hours=0.5).status("alice/kernel")
+    assert 1800 <= server.now < 2400
+
+
+@pytest.mark.parametrize(
+    ("answer", "passes"),
+    [
+        ("gaierror: [Errno 11001] getaddrinfo failed", True),
+        ("Failed to resolve 'api.kaggle.com' ([Errno -3] Temporary failure in name resolution)", True),
+        ("ReadTimeout: Read timed out. (read timeout=300)", True),
+        ("SSLError(SSLEOFError(8, 'EOF occurred in violation of protocol'))", True),
+        ("HTTPSConnectionPool: Max retries exceeded (SSLError('[SSL: CERTIFICATE_VERIFY_FAILED]'))", False),
+        ("404 Client Error: Not Found for url: https://www.kaggle.com/unet-512-503", False),
+        ("OSError: [Errno 28] No space left on device", False),
+    ],
+)
+def test_faults_that_pass_are_told_from_those_that_do_not(answer, passes):
+    assert isinstance(client.fault("task", answer, answer), client.Transient) is passes
+
+
+def test_nothing_is_sent_once_the_hours_of_the_week_are_used_up(server, tmp_path, capsys):
+    server.hours_left = 0
+    with pytest.raises(InputError, match=r"^0.00 of 30.00 GPU hours are left until .*; give then: python kernels/"):
+        push_train(tmp_path)
+    assert (server.pushed, server.calls) == ({}, ["GetAcceleratorQuotaStatistics"])
+    server.hours_left = 12.5
+    push_train(tmp_path, accelerator="NvidiaL4", no_run=True)
+    (slug,) = server.pushed
+    assert f"saved, not run: https://www.kaggle.com/code/alice/{slug}" in capsys.readouterr().out
+    assert (server.pushed[slug]["machineShape"], server.statuses) == ("NvidiaL4", {})
+    assert [entry.state for entry in Ledger(tmp_path / "launch.json").entries] == ["planned"]
+    push_train(tmp_path)
+    assert "12.50 of 30.00 GPU hours are left until 2026-10-03 00:00 UTC\n" in capsys.readouterr().out
+
+
+def test_logs_of_running_sessions_are_printed_after_their_names(server, monkeypatch, capfd):
+    monkeypatch.setattr(logs, "subprocess", subprocess)
+    server.faults["logs"] = [404]  # there is no log yet
+    entry = Entry("train demo", "folds 0", {}, [], "running", "alice/kernel")
+    with contextlib.closing(LogStreams(True)) as streams:
+        for _ in range(3):
+            streams.follow([entry])
+            streams.streams["alice/kernel"].process.wait()
+        entry.state = "complete"
+        streams.follow([entry])
+    assert capfd.readouterr().out.splitlines() == [f"[train demo, folds 0] {line}" for line in LOG]
+
+
+def test_an_interrupted_command_is_continued_by_others(server, tmp_path, capsys):
+    with mock.patch.object(sessions.time, "sleep", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        push_train(tmp_path)
     (slug,) = server.pushed
     launch.wait(poll=0)
     assert capsys.readouterr().out.splitlines()[-1] == f"train demo, folds 0: complete  alice/{slug}"
@@ -229,7 +311,61 @@ def test_sessions_and_hours_are_planned_before_anything_is_sent(server, capsys):
     launch.plan("demo", folds="0,1", overrides=SMALL, shards=2)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:2]] == ["train folds 0", "train folds 1"]
-    assert ("none was measured on Kaggle" in lines[-1], server.calls) == (True, [])
+    assert "h computed, 1 session(s)" in lines[0]
+    assert lines[-2].endswith("; 12.50 of 30.00 GPU hours are left until 2026-10-03 00:00 UTC: enough")
+    assert ("multiplications" in lines[-1], server.calls) == (True, ["GetAcceleratorQuotaStatistics"])
+
+
+def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_path, capsys):
+    rates = {"train_photos_per_second": {"channels_last": 16.0, "contiguous": 20.0}, "predict_photos_per_second": 50}
+    report = {"unet_resnet34_512": rates | {"loader_photos_per_second": 40.0}, "unet_lite0": {"error": "no memory"}}
+    write_json(tmp_path / "build" / "selftest.json", {"experiments": report})
+    server.faults = {"GetAcceleratorQuotaStatistics": [503]}
+    launch.plan("unet_resnet34_512", folds="0", overrides=["train.epochs=10"])
+    train, _, total, last = capsys.readouterr().out.splitlines()
+    folds = pd.read_csv(packing.FOLDS)["fold"]
+    seconds = 10 * 16 * (sum(folds != 0) / 20 + sum(folds == 0) / 40)
+    assert train == f"train folds 0: {seconds / 3600:.1f} h measured, 1 session(s) of two T4"
+    assert re.search(r"how many GPU hours are left this week is unknown \(.*503 Server Error", total)
+    assert last.startswith("measured: ")
+    launch.plan("unet_lite0", folds="0")
+    assert "h computed" in capsys.readouterr().out
+
+
+def test_a_selftest_is_fetched_for_the_plan(server, mounts, tmp_path, monkeypatch):
+    commands, report = [], {"experiments": {}}
+
+    def run(command: list[str]) -> Result:
+        commands.append(command)
+        if "--output" in command:
+            Path(command[-1]).write_text(json.dumps(report))
+        return Result(0, "", "")
+
+    monkeypatch.setattr(emulated, "run_packed", run)
+    server.execute = lambda request, working: Kaggle(working.parents[1], mounts, request["text"]).run().returncode == 0
+    launch.push_selftest("alice", dirty=True, poll=0)
+    tests, benchmark = commands
+    assert (tests[1].endswith("pytest/__main__.py"), Path(tests[2]).parts[-2:]) == (True, ("tests", "gpu"))
+    assert Path(benchmark[1]).resolve().with_name("library.py").is_file()
+    assert benchmark[2:4] == ["--minutes", "5"]
+    assert json.loads((tmp_path / "build" / "selftest.json").read_text()) == report
+    packed = packing.pack("", packing.FOLDS, None, packing.EXTRA["selftest"])
+    names = zipfile.ZipFile(io.BytesIO(packed)).namelist()
+    assert {name.partition("/")[0] for name in names} >= {"benchmarks", "src"}
+    assert not [name for name in names if name.startswith("tests/") and not name.startswith("tests/gpu/")]
+
+
+@pytest.mark.parametrize(("card", "fits"), [("Tesla T4, 7.5", True), ("Tesla P100-PCIE-16GB, 6.0", False)])
+def test_a_gpu_that_pytorch_cannot_use_ends_the_kernel_at_its_start(tmp_path, monkeypatch, capsys, card, fits):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    monkeypatch.setattr(runtime, "subprocess", SimpleNamespace(run=lambda *_, **__: Result(0, f"{card}\n{card}\n", "")))
+    monkeypatch.setattr(runtime.Session, "gpus", 2)
+    session = runtime.Session({"kernel": "train", "hours": 1}, tmp_path / "code", "c0ffee", "d1")
+    with contextlib.nullcontext() if fits else pytest.raises(SystemExit):
+        session.check_gpus()
+    fault = "error: Tesla P100-PCIE-16GB has compute capability 6.0, and PyTorch needs 7.0 or more: push again"
+    lines = [line.partition(", with")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ([] if fits else [fault])
 
 
 @pytest.mark.parametrize(
