@@ -35,13 +35,13 @@ class Kaggle:
             for path in (target, *target.rglob("*")):
                 path.chmod(0o555 if path.is_dir() else 0o444)
 
-    def run(self) -> Result:
-        """Runs the kernel in this process."""
+    def run(self, gpus: int = 0) -> Result:
+        """Runs the kernel in this process; with GPUs, which are CPUs here, what uses them in processes of its own."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("https_proxy", NOWHERE)
             patch.setattr(runtime, "ROOT", self.root)
-            patch.setattr(runtime, "subprocess", stand_in(run_packed))
-            patch.setattr(runtime.Session, "gpus", 0)
+            patch.setattr(runtime, "subprocess", stand_in(run_packed if gpus == 0 else start_packed))
+            patch.setattr(runtime.Session, "gpus", gpus)
             patch.setattr(tempfile, "tempdir", str(self.root))
             patch.setattr(sys, "path", [*sys.path])
             return run_script(str(self.script), check=False)
@@ -89,6 +89,18 @@ def run_packed(command: list[str]) -> Result:
     finally:
         sys.path.remove(folder)
         LIBRARIES[folder] = swap_library(before)
+
+
+def start_packed(command: list[str]) -> Result:
+    """Training and prediction are started as processes; what uses no GPU is run as in `run_packed`."""
+    on_gpus = [place for place, part in enumerate(command) if part.endswith(("/train.py", "/make_submission.py"))]
+    if not on_gpus:
+        return run_packed(command)
+    blocks = ["--block-size", "4"] if command[on_gpus[0]].endswith("make_submission.py") else []
+    done = subprocess.run(
+        [*command, *blocks], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def swap_library(modules: dict) -> dict:

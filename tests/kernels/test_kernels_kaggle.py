@@ -32,7 +32,7 @@ from emulated import Kaggle, pack_once, run_kaggle, stand_in
 from kaggle_stub import LOG, KaggleStub
 from ledger import Entry, Ledger
 from logs import LogStreams
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from settings import encoder_of
 
 from carvana.errors import InputError
@@ -413,6 +413,54 @@ def test_a_full_disk_is_reported_and_nothing_is_half_written(season, mounts, tmp
     assert (result.returncode, "File too large" in kaggle.log) == (1, True)
     assert kaggle.status["faults"][0].startswith("fold 0: train.py ended with status")
     assert not [*kaggle.working.rglob("*.safetensors")]
+
+
+DAYS = """
+import sys, time
+from pathlib import Path
+if "torch.distributed.run" not in sys.orig_argv:
+    clock = time.monotonic
+    time.monotonic = lambda: clock() + 86400 * sum(1 for name in ("epoch-*", "block-*") for _ in Path(ROOT).rglob(name))
+"""
+
+
+def run_on_two(text: str, root: Path, mounts: dict[str, Path], slow: bool = False) -> Kaggle:
+    """A kernel with two processes; if `slow`, on their clock each epoch, or block of photos, takes a day."""
+    kaggle = Kaggle(root, mounts, text)
+    (root / "sitecustomize.py").write_text(DAYS.replace("ROOT", repr(str(kaggle.working))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(root) if slow else "")
+        assert kaggle.run(gpus=2).returncode == 0, kaggle.log
+    return kaggle
+
+
+def test_two_processes_that_run_out_of_hours_are_continued_to_the_same_bytes(season, mounts, tmp_path):
+    """Training by torchrun, whose own status is 1 then; prediction by a plain process each."""
+    together = season.requests[0]["text"].replace("'together': False", "'together': True")
+    whole = run_on_two(together, tmp_path / "whole", mounts)
+    stopped = run_on_two(together, tmp_path / "stopped", mounts, slow=True)
+    continued = run_on_two(together, tmp_path / "continued", mounts | {"notebooks/a": stopped.working})
+    sessions = (stopped, continued, whole)
+    assert [kaggle.status["folds"] for kaggle in sessions] == [{"0": 3}, {"0": 0}, {"0": 0}]
+    first, second = (load_file(kaggle.working / WEIGHTS) for kaggle in (continued, whole))  # they name their mounts
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    text, trained = season.requests[3]["text"].replace("[1, 3]", "[1, 1]"), {"notebooks/a": whole.working}
+    stopped = run_on_two(text, tmp_path / "stopped blocks", mounts | trained, slow=True)
+    continued = run_on_two(text, tmp_path / "continued blocks", mounts | trained | {"notebooks/b": stopped.working})
+    assert (stopped.status["finished"], stopped.status["faults"], continued.status["finished"]) == (False, [], True)
+    assert re.search(r"[1-3] of 4 blocks are there already", continued.log)
+    options = [
+        "--input",
+        next(iter(mounts.values())),
+        "--runs",
+        whole.working / "runs",
+        "--tta",
+        "none",
+        "--output",
+        tmp_path / "x.csv",
+    ]
+    run_script("make_submission.py", "demo", *options)
+    assert list(read_submission(continued.working / "submission.csv.gz")) == list(read_submission(tmp_path / "x.csv"))
 
 
 def test_scripts_side_by_side_have_a_gpu_each(tmp_path, monkeypatch):
