@@ -79,11 +79,11 @@ def test_a_spoilt_file_is_named_by_the_reader_and_is_a_fault_of_the_check(tmp_pa
 
 
 @pytest.mark.parametrize(("data", "fault"), [
-    (b"", "empty"), (b"img,rle_mask\n", "holds no row"), (b"\xff\xd8\xff", "header"),
+    (b"", "empty"), (b"img,rle_mask\n", "holds no row"), (b"\xff\xd8\xff", "cannot be read as CSV"),
     (b"img,rle_mask\na,1 1\nb,1 1\na,1 1\n", "1 names occur twice"),
     *[(f"{head}\na_01.jpg,1 1\n".encode(), f'line 1: the header is "{head}", must be "img,rle_mask"')
       for head in ("rle_mask,img", "img, rle_mask", "a_01.jpg,1 1")],
-    (b"img,rle_mask\na_01.jpg;1\n", 'line 2: "a_01.jpg;1" has no comma, must be img,rle_mask'),
+    (b"img,rle_mask\na_01.jpg;1\n", '"a_01.jpg;1" has no comma, must be img,rle_mask'),
 ])  # fmt: skip
 def test_what_is_no_sample_but_lines_of_windows_and_zips_of_a_mac_are(tmp_path, data, fault):
     with pytest.raises(InputError, match=rf"^sample_submission\.csv.*{fault}"):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from carvana.errors import InputError, few
 from carvana.log import progress
 
 IMAGE_ID = re.compile(r"(?P<car>.+)_(?P<angle>0[1-9]|1[0-6])")
-PHOTO_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})\.(jpg|jpeg|png)")
-MASK_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})_mask\.(gif|png)")
+PHOTO_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})\.(?i:jpg|jpeg|png)")
+MASK_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})(?i:_mask\.(gif|png))")
 LISTED_FAULTS = 50
 
 
@@ -92,18 +92,21 @@ class Photos:
         return Photos(self.photo_part, self.mask_part, cars)
 
     def name(self, image_id: str) -> str:
-        """The photo's file name, such as `<car>_<angle>.jpg`."""
+        """The photo's name as samples have it, `<car>_<angle>.jpg`: its file's, the ending in lower case."""
         if image_id not in self._photos:
             raise InputError(f"{self.photo_part.where(image_id + '.jpg')}: no such photo")
-        return self._photos[image_id]
+        return image_id + PurePath(self._photos[image_id]).suffix.lower()
+
+    def _read(self, image_id: str) -> tuple[bytes, str]:
+        return _read(self.photo_part, self._photos.get(image_id) or self.name(image_id))
 
     def image(self, image_id: str, at_least: Size | None = None) -> np.ndarray:
         """The photo, uint8 (height, width, 3) RGB; at half its size where `decode_image` halves it."""
-        return decode_image(*_read(self.photo_part, self.name(image_id)), at_least)
+        return decode_image(*self._read(image_id), at_least)
 
     def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
         """The photo at each network size, uint8 (h, w, 3) RGB, and its own (height, width)."""
-        data, where = _read(self.photo_part, self.name(image_id))
+        data, where = self._read(image_id)
         decoded, images = {}, []  # decoded at half the size for each fit for which that is enough, whatever the others
         for fit in fits:
             halved = half_is_enough(data, where, fit.least)
@@ -150,7 +153,7 @@ class Photos:
 
     def content_faults(self, image_id: str) -> list[str]:
         """A line for a photo or mask that is missing, unreadable or truncated, or for a mask of another size."""
-        readers = [lambda: read_size(*_read(self.photo_part, self.name(image_id)), whole=True)]
+        readers = [lambda: read_size(*self._read(image_id), whole=True)]
         readers += [lambda: self.mask(image_id).shape] if self.mask_part else []
         sizes, faults = [], []
         for read_size_of in readers:
