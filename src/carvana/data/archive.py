@@ -28,7 +28,7 @@ INFLATE = {
     zipfile.ZIP_BZIP2: bz2.decompress,
     zipfile.ZIP_LZMA: lambda data: zipfile.LZMADecompressor().decompress(data),
 }
-BROKEN = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, ValueError)
+BROKEN = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, RuntimeError, ValueError)
 
 
 class Archive:
@@ -162,7 +162,7 @@ class ZipPart(Part):
         inner = self.path.relative_to(outer).as_posix()
         info = dict(ZipPart(outer)._listing())[inner]
         if info.compress_type != zipfile.ZIP_STORED:
-            raise InputError(f"{outer}: {inner} is compressed once more in it and cannot be read in place; unzip {outer}")
+            raise InputError(f"{outer}: {inner} is compressed in it and cannot be read in place; unzip {outer.name}")
         with outer.open("rb") as file:
             end = _seek_content(file, info.header_offset) + info.file_size
         start = info.header_offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY

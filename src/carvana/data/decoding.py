@@ -19,7 +19,8 @@ END_BY_START = {JPEG_START: JPEG_END, b"\x89PNG": b"IEND"}
 GREY = 128  # what decoders fill a photo up with if its data ends too early
 TAIL = 1024  # bytes after the end that do not matter
 PHOTO_FORMATS, MASK_FORMATS = ("JPEG", "PNG"), ("GIF", "PNG")
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)  # by Pillow
+TOO_LARGE = Image.DecompressionBombError  # from 179 million pixels on
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, TOO_LARGE)  # what Pillow raises
 
 
 def decode_image(data: bytes, name: str, at_least: Size | None = None) -> np.ndarray:

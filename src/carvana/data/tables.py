@@ -34,6 +34,6 @@ def unzipped(data: bytes, name: str) -> bytes:
             inner = [info for info in file.infolist() if is_data(info.filename) and not info.is_dir()]
             if len(inner) == 1:
                 return file.read(inner[0])
-    except (*BROKEN, RuntimeError) as error:
+    except BROKEN as error:
         raise InputError(f"{name}: a cut or corrupt zip file ({error}); download it again") from None
     raise InputError(f"{name}: a zip file that holds {len(inner)} files, must hold one CSV; unzip it")
