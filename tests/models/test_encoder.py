@@ -17,7 +17,7 @@ def test_without_weights_the_hub_is_asked_and_its_failure_names_the_ways_out(mon
     monkeypatch.setattr(timm, "create_model", hub)
     create_encoder("test_resnet", pretrained=True)
     hub.assert_called_once_with("test_resnet", features_only=True, pretrained=True)
-    assert "weights of test_resnet: taken from timm's hub" in capsys.readouterr().err  # before a hub hangs
+    assert "weights of test_resnet: downloaded from timm's hub" in capsys.readouterr().err  # before a hub hangs
     for error in (socket.gaierror("no net"), type("ProxyError", (Exception,), {})("407 no\nnet")):  # any library's
         hub.side_effect = lambda *_, pretrained, error=error, **__: Mock(side_effect=error)() if pretrained else encoder
         ways = r"--set model\.weights=FILE, or a folder that holds resnet34\.safetensors, or package:NAME"

@@ -119,7 +119,7 @@ def test_faults_and_warnings_name_line_and_photo(tmp_path, rows, faults, warning
     (TEXT.replace(",", ";"), 'line 1: the header is "img;rle_mask", must be'), (TEXT.replace("\n", "\r\n"), None),
     (TEXT.replace("car_01.jpg", "car_01.jpg\u200b"), r"line 2, 'car_01.jpg\u200b': not a name of the sample"),
     (TEXT.replace("car_01.jpg", "car_01.jpg "), "line 2, 'car_01.jpg ': not a name of the sample"),
-    ("PK\3\4" + TEXT, "line 1: the header is that of a zip file, to be named .zip"),
+    ("PK\3\4" + TEXT, "x.csv: is a zip file; name it .zip"),
 ])  # fmt: skip
 def test_what_a_spreadsheet_adds_is_a_fault_that_can_be_seen(tmp_path, text, fault):
     (tmp_path / "x.csv").write_bytes(text.encode())

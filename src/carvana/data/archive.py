@@ -54,25 +54,26 @@ class Archive:
         return path.read_bytes() if path.is_file() else ZipPart(_outermost(path)).read(name)
 
     def _find(self, name: str, exists: Callable[[Path], bool]) -> Path:
-        if self.root.is_file():
-            if paths := _find_inside(self.root, name):
-                return paths[0]
-            raise InputError(f"{self.root}: holds no {name}.zip; {REMEDY}")
-        if not self.root.is_dir():
+        if not self.root.exists():
             raise InputError(f"{self.root}: no such folder; {REMEDY}")
-        sub_folders = sorted(path for path in self.root.iterdir() if path.is_dir() and is_data(path.name))
+        entries = [self.root] if (is_download := self.root.is_file()) else sorted(self.root.iterdir())
+        sub_folders = [path for path in entries if path.is_dir() and is_data(path.name)]
         for folders in ([self.root], sub_folders):
             pairs = [(folder / name, folder / f"{name}.zip") for folder in folders]
             paths = [path if exists(path) else zipped for path, zipped in pairs if exists(path) or zipped.is_file()]
-            downloads = [] if paths else [path for folder in folders for path in folder.glob(DOWNLOAD)]
-            paths += [path for download in sorted(downloads) for path in _find_inside(download, name)]
+            if not paths:
+                downloads = entries if is_download else [path for folder in folders for path in folder.glob(DOWNLOAD)]
+                parts = [ZipPart(path) for path in sorted(downloads)]
+                paths = [
+                    Path(part.where(inner)) for part in parts for inner in (name, f"{name}.zip") if inner in part.names
+                ]
             if len(paths) > 1:
                 listed = ", ".join(map(str, paths))
                 raise InputError(f"{self.root}: {name} is there more than once ({listed}); give one folder")
             if paths:
                 return paths[0]
         expected = f"{name} or {name}.zip, here or one folder down"
-        if any(self.root.iterdir()):
+        if entries:
             raise InputError(f"{self.root}: no {expected}; {REMEDY}")
         again = "on Kaggle a just attached source may be empty on the first run, so run again"
         raise InputError(f"{self.root}: the folder is empty, looked for {expected}; {REMEDY}; {again}")
@@ -185,12 +186,6 @@ class ZipPart(Part):
 def is_data(inner: str) -> bool:
     """Whether a name, or a path inside a part, is more than what systems leave behind."""
     return not any(map(LITTER.fullmatch, PurePosixPath(inner).parts))
-
-
-def _find_inside(download: Path, name: str) -> list[Path]:
-    """The path of `name` or its zip file in the zip file of the whole download, `download.zip/train.zip`, if any."""
-    part = ZipPart(download)
-    return [Path(part.where(each)) for each in (name, f"{name}.zip") if each in part.names][:1]
 
 
 def _outermost(path: Path) -> Path:

@@ -31,7 +31,7 @@ def create_encoder(name: str, pretrained: bool, weights: str | None = None) -> n
         raise InputError(f"model.encoder={name}: timm has no such model; similar: {', '.join(close) or 'none'}")
     any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}  # pads windows
     if hub := pretrained and weights is None:
-        say(f"weights of {name}: taken from timm's hub, huggingface.co, unless downloaded before")
+        say(f"weights of {name}: downloaded from timm's hub unless kept; without it give --set model.weights=FILE")
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retry messages say what the error says
     try:
         encoder = timm.create_model(name, features_only=True, pretrained=hub, **any_size)

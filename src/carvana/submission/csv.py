@@ -83,10 +83,11 @@ def _split(lines: Iterator[str], source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _check_header(header: str, source: str) -> None:
+    if header.startswith("PK\3\4"):
+        raise InputError(f"{source}: is a zip file; name it .zip")
     if header != HEADER:
-        known = {"\ufeff": "begins with a byte order mark: ", "PK\3\4": "is that of a zip file, to be named .zip: "}
-        what = next((words for start, words in known.items() if header.startswith(start)), "is ")
-        raise InputError(f'{source}, line 1: the header {what}{json.dumps(header[:40])}, must be "{HEADER}"')
+        what = "begins with a byte order mark:" if header.startswith("\ufeff") else "is"
+        raise InputError(f'{source}, line 1: the header {what} {json.dumps(header[:40])}, must be "{HEADER}"')
 
 
 def _lines(path: Path) -> Iterator[str]:
