@@ -58,15 +58,14 @@ class Archive:
             raise InputError(f"{self.root}: no such folder; {REMEDY}")
         entries = [self.root] if (is_download := self.root.is_file()) else sorted(self.root.iterdir())
         sub_folders = [path for path in entries if path.is_dir() and is_data(path.name)]
+        names = name, f"{name}.zip"
         for folders in ([self.root], sub_folders):
-            pairs = [(folder / name, folder / f"{name}.zip") for folder in folders]
+            pairs = [(folder / names[0], folder / names[1]) for folder in folders]
             paths = [path if exists(path) else zipped for path, zipped in pairs if exists(path) or zipped.is_file()]
             if not paths:
                 downloads = entries if is_download else [path for folder in folders for path in folder.glob(DOWNLOAD)]
                 parts = [ZipPart(path) for path in sorted(downloads)]
-                paths = [
-                    Path(part.where(inner)) for part in parts for inner in (name, f"{name}.zip") if inner in part.names
-                ]
+                paths = [Path(part.where(inner)) for part in parts for inner in names if inner in part.names]
             if len(paths) > 1:
                 listed = ", ".join(map(str, paths))
                 raise InputError(f"{self.root}: {name} is there more than once ({listed}); give one folder")

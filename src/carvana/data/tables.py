@@ -26,7 +26,7 @@ def read_rows(data: bytes, name: str, remedy: str) -> list[list[str]]:
 
 
 def unzipped(data: bytes, name: str) -> bytes:
-    """The content of the only file in a zip file's bytes; other bytes as they are."""
+    """The only file in a zip file's bytes; other bytes as they are."""
     if not data.startswith(b"PK\x03\x04"):
         return data
     try:
