@@ -28,12 +28,14 @@ def main(
     from carvana.device import local_device
     from carvana.evaluation.oof import Unseen, common_checkpoints
     from carvana.evaluation.selection import row_lines, select_ensemble
+    from carvana.models.checkpoint import photos_of
     from carvana.prediction.ensemble import write_ensemble
     from carvana.prediction.tta import parse_views
 
     experiments, views, folds = list(dict.fromkeys(experiments)), parse_views(tta), read_folds(folds_file)
     checkpoints = common_checkpoints(runs, experiments, folds)
-    unseen = Unseen(checkpoints, open_train(input_root, cars), folds, local_device(), Loading(batch_size, num_workers))
+    photos = open_train(input_root, cars, photos_of(path for fold in checkpoints.values() for path in fold.values()))
+    unseen = Unseen(checkpoints, photos, folds, local_device(), Loading(batch_size, num_workers))
     print(f"{len(unseen.cars)} photos of {len(set(unseen.cars))} cars, fold {', '.join(map(str, checkpoints))}")
     result = select_ensemble(unseen, experiments, views, (holes, parts), memory * 2**20)
     print("\n".join(["on a sample of pixels:", *row_lines(result.ladder), "on whole masks:", *row_lines(result.rows)]))

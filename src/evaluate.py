@@ -24,12 +24,14 @@ def main(
     from carvana.device import open_devices
     from carvana.evaluation.comparison import compare, comparison_lines
     from carvana.evaluation.oof import Unseen, common_checkpoints, predict_oof, read_oof, summary_lines, write_oof
+    from carvana.models.checkpoint import photos_of
     from carvana.prediction.tta import parse_views
 
     views, folds = parse_views(tta), read_folds(folds_file)
     checkpoints = {experiment: common_checkpoints(runs, [experiment], folds) for experiment in experiments}
-    photos, devices, loading = open_train(input_root, cars), open_devices(count), Loading(batch_size, num_workers)
+    devices, loading = open_devices(count), Loading(batch_size, num_workers)
     for experiment, paths in checkpoints.items():
+        photos = open_train(input_root, cars, photos_of(fold[experiment] for fold in paths.values()))
         unseen = Unseen(paths, photos, folds, devices[0], loading)
         summary = write_oof(runs / experiment, predict_oof(unseen, views, backend, devices), unseen, views)
         print("\n".join(summary_lines(summary)))

@@ -35,6 +35,7 @@ def main(
     from carvana.data.loader import Loading
     from carvana.device import open_devices
     from carvana.log import say
+    from carvana.models.checkpoint import photos_of
     from carvana.submission.blocks import Blocks
     from carvana.submission.csv import check_suffix, read_sample
     from carvana.submission.job import Job, choose, match_sample, predict_blocks
@@ -49,7 +50,8 @@ def main(
         threshold = HALF
     devices = open_devices(count)
     choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold)
-    photos = open_test(input_root, cars_file=cars)
+    quality = photos_of(network.path for folds in checkpoints.values() for network in folds)
+    photos = open_test(input_root, cars_file=cars, quality=quality)
     names = read_sample(Archive(input_root).read_file("sample_submission.csv"))
     image_ids = match_sample(names, photos, whole=cars is None)
     job = Job(photos, image_ids, checkpoints, choice, devices[0], backend, Loading(batch_size, num_workers))

@@ -46,7 +46,7 @@ def main(
             if process.is_main_process:
                 print(line, flush=True)
         return
-    photos = open_train(input_root, cars)
+    photos = open_train(input_root, cars, config.data.photos)
     say(f"{len(photos.image_ids)} photos of {len(photos.cars)} of the {len(folds)} cars in {folds_file}")
     say(f"code at commit {git_commit()}")
     splits = [split_fold(photos, folds, number, runs, config.name) for number in numbers]

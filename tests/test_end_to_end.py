@@ -72,6 +72,22 @@ def test_each_step_says_what_it_has_made(workplace):
     assert "| tiny.csv.gz | tiny | 0 1 |" in (root / "README.md").read_text()
 
 
+def test_photos_of_higher_quality_are_all_that_is_needed(workplace, tmp_path):
+    root, _ = workplace
+    for name in ("train_masks", "sample_submission.csv", "train", "test"):
+        hq = name in ("train", "test")
+        (tmp_path / f"{name}_hq" if hq else tmp_path / name).symlink_to((root / "input" / name).resolve())
+    data = ["--input", tmp_path, "--runs", root / "runs"]
+    quick = ["--set", "data.photos=hq", "--set", "train.epochs=1", "--folds", "folds.csv", "--name", "hq"]
+    run_script("train.py", "tiny.yaml", *data, *quick, cwd=root)
+    run_script("evaluate.py", "hq", *data, "--folds", "folds.csv", cwd=root)
+    run_script("make_submission.py", "hq", *data, "--output", tmp_path / "x.csv", cwd=root)
+    mixed = run_script("make_submission.py", "hq", "tiny", *data, "--output", tmp_path / "y.csv", check=False, cwd=root)
+    assert (mixed.returncode, mixed.stderr.count("trained on different photos: ")) == (2, 1)
+    refused = run_script("evaluate.py", "tiny", *data, "--folds", "folds.csv", check=False, cwd=root)
+    assert refused.stderr.splitlines()[-1].startswith(f"error: {tmp_path}: no train or train.zip")
+
+
 @pytest.mark.parametrize(("command", "line"), [
     ("train.py nonesuch", r"nonesuch\.yaml: no such experiment"),
     ("train.py tiny.yaml --input nowhere --runs new --folds folds.csv", r"nowhere: "),

@@ -13,7 +13,7 @@ Pixels = Annotated[int, Field(ge=8, le=8192)]
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 STAGED = {"data", "loss", "optim", "train"}  # what a stage may change
-FIXED = {"average", "init_from", "memory_format", "precision", "seed"}  # in train: of the whole run
+FIXED = {"average", "init_from", "memory_format", "photos", "precision", "seed"}  # of the whole run
 
 
 class Group(BaseModel, frozen=True, extra="forbid"):
@@ -21,6 +21,7 @@ class Group(BaseModel, frozen=True, extra="forbid"):
 
 
 class DataConfig(Group):
+    photos: Literal["normal", "hq"] = Field("normal", description="of train and test, or of train_hq and test_hq")
     size: tuple[Pixels, Pixels] = Field((512, 768), description="network size, height and width")
     fit: Literal["resize", "pad"] = Field("resize", description="resize photos, or mirror their borders")
     crop: tuple[Pixels, Pixels] | None = Field(None, description="train on random windows; whole photos if none")
@@ -151,10 +152,12 @@ class Config(Group):
     @model_validator(mode="after")
     def _valid_stages(self) -> "Config":
         for number, stage in enumerate(self.earlier_stages):
-            train, place = stage.get("train"), f"earlier_stages: number {number}"
+            train, data, place = stage.get("train"), stage.get("data"), f"earlier_stages: number {number}"
             if not isinstance(train, dict) or "epochs" not in train:
                 raise ValueError(f"{place} has no train.epochs of its own")
-            if fixed := sorted(set(stage) - STAGED) + sorted(set(train) & FIXED):
+            if fixed := sorted(set(stage) - STAGED) + sorted(
+                {*train, *(data if isinstance(data, dict) else ())} & FIXED
+            ):
                 raise ValueError(f"{place} cannot change {', '.join(fixed)}: they are of the whole run")
         try:
             _ = self._earlier

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from carvana.data.archive import Archive
+from carvana.data.archive import Archive, is_data
 from carvana.errors import InputError
 
 CONTENT = {f"c_{angle:02}.jpg": bytes([angle]) * (1000 * angle) for angle in range(1, 5)}
@@ -32,6 +32,14 @@ def make(path: Path, files=CONTENT, top="", method=zipfile.ZIP_DEFLATED) -> Path
     return path.parent
 
 
+def make_download(path: Path, *names: str, method=zipfile.ZIP_STORED) -> Path:
+    """The whole download in one zip file, between others the zip files of these names."""
+    make(path.with_name("inner.zip"), top="train/")
+    inner = {name: path.with_name("inner.zip").read_bytes() for name in names}
+    path.with_name("inner.zip").unlink()
+    return make(path, {"a.csv": b"a" * 99, **inner, "z.csv": b"z"}, method=method)
+
+
 def refused(read, *names: str) -> str:
     """The one line of the error."""
     with pytest.raises(InputError, match=r"^.+$") as error:
@@ -39,6 +47,7 @@ def refused(read, *names: str) -> str:
     return str(error.value)
 
 
+WHOLE = "carvana-image-masking-challenge"
 LAYOUTS = {  # by where a file lies in them
     "train": lambda root: make(make(root / "train") / "train.zip", {"other.jpg": b""}),  # the folder wins
     "train/train": lambda root: make(root / "train" / "train"),  # as unzip makes it
@@ -47,6 +56,8 @@ LAYOUTS = {  # by where a file lies in them
     "kaggle/train": lambda root: make(make(root / "kaggle" / "train") / "train" / "train.zip"),  # left behind in it
     "kaggle/train.zip": lambda root: make(root / "kaggle" / "train.zip"),
     "train/train.zip": lambda root: make(root / "train" / "train.zip"),
+    f"{WHOLE}.zip/train.zip/train": lambda root: make_download(root / f"{WHOLE}.zip", "test.zip", "train.zip"),
+    f"a/{WHOLE} (1).zip/b/train.zip/train": lambda root: make_download(root / "a" / f"{WHOLE} (1).zip", "b/train.zip"),
 }
 
 
@@ -58,6 +69,42 @@ def test_every_layout_reads_the_same(tmp_path, monkeypatch, place):
     assert (part.names, part.duplicates) == (sorted(CONTENT), [])
     assert {name: part.read(name) for name in part.names} == CONTENT
     assert part.where("c_01.jpg") == f"input/{place}/c_01.jpg"
+    assert pickle.loads(pickle.dumps(part)).read("c_02.jpg") == CONTENT["c_02.jpg"]
+
+
+def test_the_whole_download_is_given_by_name_and_holds_tables_or_is_refused(tmp_path):
+    path = make_download(tmp_path / "any.zip", "train.zip") / "any.zip"
+    archive = Archive(path)
+    assert (archive.part("train").names, archive.read_file("z.csv")) == (sorted(CONTENT), b"z")
+    assert "any.zip: no test or test.zip" in refused(archive.part, "test")
+    make_download(path, "train.zip", method=zipfile.ZIP_DEFLATED)
+    assert f"{path}: train.zip is compressed in it and cannot be read in place; unzip any.zip" in refused(
+        lambda: Archive(path).part("train").names
+    )
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "any.zip: cut or corrupt" in refused(archive.part, "train")
+
+
+def test_what_systems_and_browsers_leave_is_no_data():
+    litter = ".DS_Store ._x.jpg __MACOSX/x.jpg a/Thumbs.db thumbs.db Desktop.ini .ipynb_checkpoints/x-checkpoint.jpg"
+    litter += " @eaDir/x.jpg x.jpg.part x.zip.crdownload ~$x.csv x.jpg~ x.jpg:Zone.Identifier $RECYCLE.BIN/x.jpg"
+    assert not any(map(is_data, litter.split()))
+    assert all(map(is_data, ["x.jpg", "a/x.jpg", "../x.jpg", "./x.jpg", "/a/x.jpg", "a.part.jpg", "@x.jpg", "$x.jpg"]))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zips_of_other_systems(tmp_path, method):
+    places = dict(zip(CONTENT, ("train\\", "/root/", "../", "C:\\tr\u00e4in\\"), strict=True))
+    files = {places[name] + name: data for name, data in CONTENT.items()}
+    files |= {"train\\": b"", "__MACOSX\\._c_05.jpg": b""}
+    path = make(tmp_path / "train.zip", files, method=method) / "train.zip"
+    part = Archive(tmp_path).part("train")
+    assert {name: part.read(name) for name in part.names} == CONTENT
+    for offset, words in ((8, "has a password"), (10, "is compressed by method")):
+        data = bytearray(path.read_bytes())
+        data[data.rindex(b"train\\c_01") - 46 + offset] |= 33  # in the index
+        path.with_name("test.zip").write_bytes(data)
+        assert words in refused(Archive(tmp_path).part("test").read, "c_01.jpg")
 
 
 def test_a_single_file_is_read_in_every_layout_and_the_root_wins_over_its_sub_folders(tmp_path):

@@ -20,7 +20,7 @@ from carvana.errors import InputError
 TABLE = pd.DataFrame({"car": list("abcd"), "pixels": [1, 2, 3, 4], "fold": [0, 1, 1, 0]})
 HEAD = "car,pixels,fold\na,1,0\n"
 BROKEN = {
-    "": r"cannot be read.*create_folds", f'{HEAD}"b,2,0\n': "cannot be read",
+    "": r"the file is empty; src/create_folds", f'{HEAD}"b,2,0\n': "cannot be read",
     "car,fold\na,0\n": r"the columns are car,fold, not car,pixels,fold; src/create_folds\.py",
     f"{HEAD}b,2,1.5\n": r"line 3: fold is '1\.5', not a count", f"{HEAD}b,2\n": "line 3: fold is '', not a count",
     f"{HEAD}b,-1,1\n": "line 3: pixels is '-1', not a count", f"{HEAD}b,2,1\na,1,1\nb,2,0\n": "listed twice: a, b",

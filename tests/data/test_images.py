@@ -2,7 +2,9 @@
 
 import pickle
 import shutil
+import struct
 import zipfile
+import zlib
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -64,6 +66,36 @@ def test_a_cut_or_broken_file_is_refused_by_name(read):
     for data in (*cut, b"no photo", JPEG[:20] + JPEG[-2:]):
         with pytest.raises(InputError, match=r"^input/x\.jpg: .*download it again$"):
             read(data, "input/x.jpg")
+
+
+SOFT = encode(np.kron(NOISE[:20, :30], np.ones((16, 16, 1), np.uint8)), quality=75)
+HALF = len(SOFT) // 2
+DAMAGED = {
+    "cut, but with an end": SOFT[:HALF] + SOFT[-2:], "a block of zeros": SOFT[:HALF] + bytes(512) + SOFT[HALF + 512 :],
+    "an end too early": SOFT[:HALF] + b"\xff\xc9" + SOFT[HALF:], "a block is missing": SOFT[:HALF] + SOFT[HALF + 512 :],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [decode_image, halve, read_whole])
+def test_a_damaged_photo_is_refused_although_it_has_its_end_and_a_grey_is_not(read):
+    for data in DAMAGED.values():
+        with pytest.raises(InputError, match=r"^x: (damaged|unreadable).*download it again$"):
+            read(data, "x")
+    for data in (SOFT, encode(np.full((64, 96, 3), 128, np.uint8)), SOFT + SOFT, SOFT + b"\n"):
+        read(data, "x")  # phones append a second picture
+    for data in (SOFT + b"x" * 2000, PNG + bytes(2000)):
+        with pytest.raises(InputError, match=r"^x: 200\d bytes after its end; download it again, or save it anew$"):
+            read(data, "x")
+
+
+def test_a_picture_that_says_to_be_huge_is_refused_before_memory_is_taken():
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    gif = MASK[:6] + struct.pack("<HH", 60_000, 60_000) + MASK[10:]
+    for read, data in ((decode_image, png), (read_size, png), (decode_mask, png), (decode_mask, gif)):
+        with pytest.raises(InputError, match=r"^x: .*3600000000 pixels"):
+            read(data, "x")
 
 
 MASKS = {  # with the number of colours in use
@@ -155,13 +187,17 @@ def test_photos_in_folders_and_zips_and_of_other_kinds(tmp_path, as_zip):
     (tmp_path / "train" / "d_01.jpeg").write_bytes(PHOTO)
     for car in "cd":
         (tmp_path / "train_masks" / f"{car}_01_mask.png").write_bytes(encode_mask(suffix="png"))
+    for name in ("train/a_01.jpg", "train_masks/a_01_mask.gif"):
+        path = tmp_path / name
+        path.rename(path.with_suffix(path.suffix.upper()))
+        path.with_name(f"._{path.name}").touch()
     if as_zip:
         zip_parts(tmp_path)
     photos = open_train(tmp_path)
     names = ["a_01.jpg", "a_02.jpg", "b_01.jpg", "b_02.jpg", "c_01.png", "d_01.jpeg"]
     assert ([*map(photos.name, photos.image_ids)], photos.cars, photos.check()) == (names, [*"abcd"], None)
     assert all((photos.mask(image_id) == CAR).all() for image_id in photos.image_ids)
-    assert (photos.mask_name("a_01"), photos.mask_colors("a_01")) == ("a_01_mask.gif", 2)
+    assert (photos.mask_name("a_01"), photos.mask_colors("a_01")) == ("a_01_mask.GIF", 2)
     assert pickle.loads(pickle.dumps(photos)).image_ids == photos.image_ids
 
 
@@ -182,6 +218,22 @@ def test_a_photo_at_several_network_sizes_and_what_is_missing(tmp_path):
     (tmp_path / "test" / "readme.txt").touch()
     with pytest.raises(InputError, match=r"test: no photo named <car>_<angle>\.jpg"):
         open_test(tmp_path)
+
+
+def test_photos_of_higher_quality_and_which_are_missing(tmp_path):
+    (write_data(tmp_path) / "train_hq").mkdir()
+    for image_id in ("a_01", "a_02", "b_01"):
+        (tmp_path / "train_hq" / f"{image_id}.jpg").write_bytes(JPEG)
+    with pytest.raises(InputError, match=r"train_hq: lacks b_02, which have masks; .*data\.photos$"):
+        open_train(tmp_path, quality="hq")
+    (tmp_path / "cars.txt").write_text("a")
+    assert open_train(tmp_path, tmp_path / "cars.txt", "hq").image("a_01").shape[0] == 4 * SIZE[0]
+    assert open_train(tmp_path).image("a_01").shape[0] == open_train(tmp_path, quality="normal").image("a_01").shape[0]
+    shutil.rmtree(tmp_path / "train")
+    assert open_train(tmp_path).image_ids == open_test(tmp_path, "train", quality="hq").image_ids  # to look at
+    for quality, name in (("normal", "train"), (None, "test")):
+        with pytest.raises(InputError, match=f"no {name} or {name}.zip"):
+            open_train(tmp_path, quality=quality) if quality else open_test(tmp_path)
 
 
 def test_check_lists_all_faults_together(tmp_path):

@@ -34,6 +34,7 @@ WRONG = {  # overrides
     "data.crop=[1024,64]": r"data.crop = \[1024, 64\]: .*larger than data.size, 256x384",
     "earlier_stages=[{data: {size: [64, 96]}}]": "earlier_stages: number 0 has no train.epochs of its own",
     "earlier_stages=[{train: {epochs: 1, seed: 3}}]": "earlier_stages: number 0 cannot change seed",
+    "earlier_stages=[{train: {epochs: 1}, data: {photos: hq}}]": "earlier_stages: number 0 cannot change photos",
     "earlier_stages=[{train: {epochs: 1}, model: {}}]": "earlier_stages: number 0 cannot change model",
     "earlier_stages=[{train: {epochs: 0}}]": "train.epochs = 0: .*greater than 0",
     "earlier_stages=[{train: {epochs: 1}, data: {sise: 3}}]": r"data\.sise: no such setting; did you mean size",

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from carvana.errors import InputError
 from carvana.models import build_model
-from carvana.models.checkpoint import load_checkpoint, read_facts, save_checkpoint
+from carvana.models.checkpoint import load_checkpoint, photos_of, read_facts, save_checkpoint
 
 EARLIER = {  # settings as earlier versions stored them
     "data": {"boxes_from": None, "box_margin": 0.1}, "loss": {"bce_dice": 1.0},
@@ -30,6 +30,20 @@ def saved(tiny, tmp_path):
         return copy
 
     return path, model, store
+
+
+def test_checkpoints_say_which_photos_they_want_and_want_the_same(saved):
+    path, _, store = saved
+    hq, old = store("hq", data={"photos": "hq"}), store("old", data={"boxes_from": None})
+    assert (photos_of([hq, hq]), photos_of([path, old]), load_checkpoint(hq).config.data.photos) == (
+        "hq",
+        "normal",
+        "hq",
+    )
+    with pytest.raises(
+        InputError, match=rf"different photos: {path} on normal, {hq} on hq; leave one out, or train both"
+    ):
+        photos_of([path, hq])
 
 
 def test_the_file_alone_rebuilds_the_model_also_of_earlier_versions(saved, tiny):

@@ -79,11 +79,11 @@ def test_a_spoilt_file_is_named_by_the_reader_and_is_a_fault_of_the_check(tmp_pa
 
 
 @pytest.mark.parametrize(("data", "fault"), [
-    (b"", "empty"), (b"img,rle_mask\n", "holds no row"), (b"\xff\xd8\xff", "header"),
+    (b"", "empty"), (b"img,rle_mask\n", "holds no row"), (b"\xff\xd8\xff", "cannot be read as CSV"),
     (b"img,rle_mask\na,1 1\nb,1 1\na,1 1\n", "1 names occur twice"),
     *[(f"{head}\na_01.jpg,1 1\n".encode(), f'line 1: the header is "{head}", must be "img,rle_mask"')
       for head in ("rle_mask,img", "img, rle_mask", "a_01.jpg,1 1")],
-    (b"img,rle_mask\na_01.jpg;1\n", 'line 2: "a_01.jpg;1" has no comma, must be img,rle_mask'),
+    (b"img,rle_mask\na_01.jpg;1\n", '"a_01.jpg;1" has no comma, must be img,rle_mask'),
 ])  # fmt: skip
 def test_what_is_no_sample_but_lines_of_windows_and_zips_of_a_mac_are(tmp_path, data, fault):
     with pytest.raises(InputError, match=rf"^sample_submission\.csv.*{fault}"):
@@ -112,6 +112,19 @@ def test_what_is_no_sample_but_lines_of_windows_and_zips_of_a_mac_are(tmp_path, 
 def test_faults_and_warnings_name_line_and_photo(tmp_path, rows, faults, warnings):
     write_submission(tmp_path / "x.csv", rows)
     assert find_faults(tmp_path / "x.csv", NAMES, (4, 6)) == (faults, warnings)
+
+
+@pytest.mark.parametrize(("text", "fault"), [
+    ("\ufeff" + TEXT, r'line 1: the header begins with a byte order mark: "\ufeffimg,rle_mask", must be'),
+    (TEXT.replace(",", ";"), 'line 1: the header is "img;rle_mask", must be'), (TEXT.replace("\n", "\r\n"), None),
+    (TEXT.replace("car_01.jpg", "car_01.jpg\u200b"), r"line 2, 'car_01.jpg\u200b': not a name of the sample"),
+    (TEXT.replace("car_01.jpg", "car_01.jpg "), "line 2, 'car_01.jpg ': not a name of the sample"),
+    ("PK\3\4" + TEXT, "x.csv: is a zip file; name it .zip"),
+])  # fmt: skip
+def test_what_a_spreadsheet_adds_is_a_fault_that_can_be_seen(tmp_path, text, fault):
+    (tmp_path / "x.csv").write_bytes(text.encode())
+    faults, _ = find_faults(tmp_path / "x.csv", NAMES, (4, 6))
+    assert (fault is None and not faults) or fault in faults[0]
 
 
 Y, X = np.mgrid[-120:120, -180:180]

@@ -28,7 +28,7 @@ from carvana.training.fold import train_fold, train_folds
 from carvana.training.learner import Learner, build_learner
 from carvana.training.state import split_fold
 
-SMALL = ["data.size=[64,64]", "data.crop=null", "data.fit=resize", "train.batch_size=2", "train.micro_batch=null"]
+SMALL = ["data.size=[32,48]", "data.crop=null", "data.fit=resize", "train.batch_size=2", "train.micro_batch=null"]
 EXPERIMENTS = {}  # of those for a T4 that have the same network, the first one
 for path in sorted((SRC / "experiments").glob("*.yaml")):
     config = load_experiment(str(path), SRC / "experiments", [*SMALL, "train.precision=fp16"])

@@ -1,26 +1,41 @@
 """Reads the competition's files where they lie: in folders, or still inside Kaggle's zip files."""
 
+import bz2
+import lzma
+import mmap
 import os
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from carvana.errors import InputError
 
 REMEDY = "input/README.md says what to download and where to put it"
-NOT_DATA = {"__MACOSX", "Thumbs.db", "desktop.ini"}
-BROKEN = (OSError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, ValueError)
+DOWNLOAD = "carvana-image-masking-challenge*.zip"  # what "Download All" gives, with the zip files inside
+LITTER = re.compile(  # names that systems, browsers and editors leave: .DS_Store, ._x.jpg, ~$x.csv, x.jpg.crdownload
+    r"(\.(?!\.?$)|~\$).*|__MACOSX|(eh)?thumbs\.db|desktop\.ini|icon\r|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found"
+    r"|.*(~|\.(part|partial|crdownload|download|aria2|tmp)|:Zone\.Identifier)",
+    re.IGNORECASE,
+)
+INFLATE = {
+    zipfile.ZIP_STORED: bytes,
+    zipfile.ZIP_DEFLATED: lambda data: zlib.decompress(data, -zlib.MAX_WBITS),
+    zipfile.ZIP_BZIP2: bz2.decompress,
+    zipfile.ZIP_LZMA: lambda data: zipfile.LZMADecompressor().decompress(data),
+}
+BROKEN = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, RuntimeError, ValueError)
 
 
 class Archive:
-    """The folder with the competition's files.
+    """The folder with the competition's files, or the zip file of the whole download.
 
-    Each part is a folder or a zip file in `root`, or one level down as on Kaggle's mount. A folder with files wins over
-    a zip file, and `root` wins over its sub-folders.
+    Each part is a folder or a zip file in `root`, or one level down as on Kaggle's mount, or in the whole download. A
+    folder with files wins over a zip file, both over the whole download, and `root` wins over its sub-folders.
     """
 
     def __init__(self, root: Path):
@@ -34,22 +49,30 @@ class Archive:
     def read_file(self, name: str) -> bytes:
         """One file, such as `sample_submission.csv`. Raises InputError if it is missing or occurs twice."""
         path = self._find(name, Path.is_file)
-        return path.read_bytes() if path.name == name else ZipPart(path).read(name)
+        if path.name != name:
+            return ZipPart(path).read(name)
+        return path.read_bytes() if path.is_file() else ZipPart(_outermost(path)).read(name)
 
     def _find(self, name: str, exists: Callable[[Path], bool]) -> Path:
-        if not self.root.is_dir():
+        if not self.root.exists():
             raise InputError(f"{self.root}: no such folder; {REMEDY}")
-        sub_folders = sorted(path for path in self.root.iterdir() if path.is_dir() and _is_data(path.name))
+        entries = [self.root] if (is_download := self.root.is_file()) else sorted(self.root.iterdir())
+        sub_folders = [path for path in entries if path.is_dir() and is_data(path.name)]
+        names = name, f"{name}.zip"
         for folders in ([self.root], sub_folders):
-            pairs = [(folder / name, folder / f"{name}.zip") for folder in folders]
+            pairs = [(folder / names[0], folder / names[1]) for folder in folders]
             paths = [path if exists(path) else zipped for path, zipped in pairs if exists(path) or zipped.is_file()]
+            if not paths:
+                downloads = entries if is_download else [path for folder in folders for path in folder.glob(DOWNLOAD)]
+                parts = [ZipPart(path) for path in sorted(downloads)]
+                paths = [Path(part.where(inner)) for part in parts for inner in names if inner in part.names]
             if len(paths) > 1:
                 listed = ", ".join(map(str, paths))
                 raise InputError(f"{self.root}: {name} is there more than once ({listed}); give one folder")
             if paths:
                 return paths[0]
         expected = f"{name} or {name}.zip, here or one folder down"
-        if any(self.root.iterdir()):
+        if entries:
             raise InputError(f"{self.root}: no {expected}; {REMEDY}")
         again = "on Kaggle a just attached source may be empty on the first run, so run again"
         raise InputError(f"{self.root}: the folder is empty, looked for {expected}; {REMEDY}; {again}")
@@ -96,7 +119,7 @@ class Part:
     def _members(self) -> dict[str, list[tuple[str, Any]]]:
         members = {}
         for inner, member in sorted(self._listing(), key=lambda pair: pair[0]):
-            if _is_data(inner):
+            if is_data(inner):
                 members.setdefault(PurePosixPath(inner).name, []).append((inner, member))
         return members
 
@@ -115,36 +138,66 @@ class FolderPart(Part):
 
 
 class ZipPart(Part):
-    """A zip file, its members with or without a top folder."""
+    """A zip file, its members with or without a top folder. It may lie in another: `download.zip/train.zip`."""
 
     def _listing(self) -> Iterable[tuple[str, zipfile.ZipInfo]]:
         try:
-            with zipfile.ZipFile(self.path) as file:
-                return [(info.filename, info) for info in file.infolist() if not info.is_dir()]
+            path, start, size = self._extent
+            with (
+                path.open("rb") as raw,
+                mmap.mmap(raw.fileno(), size, access=mmap.ACCESS_READ, offset=start) as window,
+                zipfile.ZipFile(window) as file,
+            ):
+                infos = [(info.filename.replace("\\", "/"), info) for info in file.infolist()]  # as Windows writes
         except BROKEN as error:
             raise InputError(f"{self.path}: cut or corrupt zip file ({error}); remove and download it again") from error
+        return [(inner, info) for inner, info in infos if not inner.endswith("/")]
+
+    @cached_property
+    def _extent(self) -> tuple[Path, int, int]:
+        """The file on the disk, and first byte and number of those that hold this zip, with others before it."""
+        outer = _outermost(self.path)
+        if outer == self.path:
+            return outer, 0, outer.stat().st_size
+        inner = self.path.relative_to(outer).as_posix()
+        info = dict(ZipPart(outer)._listing())[inner]
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise InputError(f"{outer}: {inner} is compressed in it and cannot be read in place; unzip {outer.name}")
+        with outer.open("rb") as file:
+            end = _seek_content(file, info.header_offset) + info.file_size
+        start = info.header_offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        return outer, start, end - start
 
     def _content(self, _: str, member: zipfile.ZipInfo) -> bytes:
         """Reads at the offset in the index: with `ZipFile` each worker would parse the test's 100,064 names anew."""
-        with self.path.open("rb") as file:
-            file.seek(member.header_offset)
-            name_bytes, extra_bytes = struct.unpack("<26xHH", file.read(30))
-            file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
-            data = file.read(member.compress_size)
-        if member.compress_type == zipfile.ZIP_DEFLATED:
-            data = zlib.decompress(data, -zlib.MAX_WBITS)
-        elif member.compress_type != zipfile.ZIP_STORED:
-            raise NotImplementedError(f"compression method {member.compress_type}")
+        if member.flag_bits & 1 or member.compress_type not in INFLATE:
+            how = "has a password" if member.flag_bits & 1 else f"is compressed by method {member.compress_type}"
+            raise InputError(f"{self.path}: {member.filename} {how}, which cannot be read in place; unzip the file")
+        path, start, _ = self._extent
+        with path.open("rb") as file:
+            _seek_content(file, start + member.header_offset)
+            data = INFLATE[member.compress_type](file.read(member.compress_size))
         if zlib.crc32(data) != member.CRC:
             raise zipfile.BadZipFile("wrong checksum")
         return data
 
 
-def _is_data(inner: str) -> bool:
-    """Whether a path inside a part is more than what operating systems leave behind."""
-    return not any(piece in NOT_DATA or piece.startswith(".") for piece in PurePosixPath(inner).parts)
+def is_data(inner: str) -> bool:
+    """Whether a name, or a path inside a part, is more than what systems leave behind."""
+    return not any(map(LITTER.fullmatch, PurePosixPath(inner).parts))
+
+
+def _outermost(path: Path) -> Path:
+    """The file on the disk in which `path` lies; itself unless it is in a zip file."""
+    return next((parent for parent in path.parents if parent.is_file()), path)
+
+
+def _seek_content(file: BinaryIO, header_offset: int) -> int:
+    """Goes to the content of a zip file's member and returns that place."""
+    file.seek(header_offset)
+    return file.seek(sum(struct.unpack("<26xHH", file.read(30))), os.SEEK_CUR)  # lengths of its name and of more
 
 
 def _has_files(folder: Path) -> bool:
     """Whether a folder can be a part; one that holds only its own zip, such as `train/train.zip`, cannot."""
-    return folder.is_dir() and any(_is_data(inner) for inner, _ in FolderPart(folder)._listing())
+    return folder.is_dir() and any(is_data(inner) for inner, _ in FolderPart(folder)._listing())

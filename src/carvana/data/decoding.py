@@ -14,26 +14,37 @@ from carvana.errors import InputError
 
 RGB_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # a turned photo would not fit its mask
 HALVED = RGB_AS_STORED | cv2.IMREAD_REDUCED_GRAYSCALE_2  # not REDUCED_COLOR_2: it has the bit of BGR
-JPEG_START = b"\xff\xd8"
-END_BY_START = {JPEG_START: b"\xff\xd9", b"\x89PNG": b"IEND"}
+JPEG_START, JPEG_END, PNG_START, PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89PNG", b"IEND"
+GREY = 128  # what decoders fill a photo up with if its data ends too early
+TAIL = 1024  # bytes after the end that do not matter
 PHOTO_FORMATS, MASK_FORMATS = ("JPEG", "PNG"), ("GIF", "PNG")
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # what Pillow raises
+TOO_LARGE = Image.DecompressionBombError  # from 179 million pixels on
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, TOO_LARGE)  # what Pillow raises
 
 
 def decode_image(data: bytes, name: str, at_least: Size | None = None) -> np.ndarray:
     """A photo's bytes as uint8 (height, width, 3) RGB; at half its size if that is not below `at_least`.
 
-    Raises InputError naming `name` if it is unreadable or truncated.
+    Raises InputError naming `name` if it is unreadable, truncated, damaged as far as one can know, or far too large.
     """
-    _refuse_cut(data, name)
-    halved = half_is_enough(data, name, at_least)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), HALVED if halved else RGB_AS_STORED)
-    except cv2.error:
-        image = None
+    end = _find_end(data, name)
+    read_size(data, name)  # before memory is taken
+    flags = HALVED if half_is_enough(data, name, at_least) else RGB_AS_STORED
+    image = _decode(data, flags)
     if image is None:
         raise InputError(f"{name}: unreadable; download it again")
+    if (image[-1, -2:] == GREY).all() and data.startswith(JPEG_START):  # as missing ones would be
+        longer, other = (_decode(data[: end - cut] + b"\x5a" * 64 + data[end:], flags) for cut in (0, 8))
+        if not np.array_equal(image, longer) or np.array_equal(image, other):  # it wants more, or ends before these
+            raise InputError(f"{name}: damaged, its data ends before its last pixel; download it again")
     return image
+
+
+def _decode(data: bytes, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def half_is_enough(data: bytes, name: str, at_least: Size | None) -> bool:
@@ -49,6 +60,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
     Raises InputError naming `name` if it is unreadable or truncated, or neither GIF nor PNG.
     """
+    _find_end(data, name)
     with _opened(data, name, MASK_FORMATS) as image:
         pixels, mode = np.asarray(image), image.mode
         palette = image.getpalette() if mode == "P" else None
@@ -63,6 +75,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
 def count_colors(data: bytes, name: str) -> int:
     """How many colours of a mask's bytes are in use, at most 256, the alpha channel aside; errors as `decode_mask`."""
+    _find_end(data, name)
     with _opened(data, name, MASK_FORMATS) as image:
         if image.mode.startswith("I"):  # 16 bits, which Pillow does not convert
             return min(256, len(np.unique(np.asarray(image))))
@@ -74,18 +87,21 @@ def read_size(data: bytes, name: str, whole: bool = False) -> Size:
 
     With `whole` it raises as `decode_image` does, in a third of its time: all is decoded, but to an eighth of the size.
     """
+    if whole:
+        _find_end(data, name)
     with _opened(data, name, PHOTO_FORMATS) as image:
         width, height = image.size
         if whole:
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
             image.load()
+    if whole and (np.asarray(image)[-1, -2:] == GREY).all():
+        decode_image(data, name)  # looks closer
     return height, width
 
 
 @contextmanager
 def _opened(data: bytes, name: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """Pillow's image; what Pillow raises in the block becomes an InputError naming `name`."""
-    _refuse_cut(data, name)
     try:
         with Image.open(BytesIO(data), formats=formats) as image:
             yield image
@@ -95,8 +111,25 @@ def _opened(data: bytes, name: str, formats: tuple[str, ...]) -> Iterator[Image.
         raise InputError(f"{name}: unreadable ({error}); download it again") from error
 
 
-def _refuse_cut(data: bytes, name: str) -> None:
-    """Raises InputError if a JPEG or PNG has no end marker: OpenCV would fill the rest up with grey."""
-    for start, end in END_BY_START.items():
-        if data.startswith(start) and end not in data[-1024:]:
-            raise InputError(f"{name}: truncated; download it again")
+def _find_end(data: bytes, name: str) -> int:
+    """Where the end marker of a JPEG or PNG is. Raises InputError if there is none, or much behind it."""
+    if data.startswith(JPEG_START):
+        marker, end = JPEG_END, data.find(JPEG_END, _skip_header(data))
+    elif data.startswith(PNG_START):
+        marker, end = PNG_END, data.rfind(PNG_END)
+    else:
+        return len(data)
+    if end < 0:  # OpenCV would fill the rest up with grey
+        raise InputError(f"{name}: truncated; download it again")
+    tail = data[end + len(marker) :]
+    if len(tail) > TAIL and not tail.startswith(JPEG_START):  # phones append a second picture
+        raise InputError(f"{name}: {len(tail)} bytes after its end; download it again, or save it anew")
+    return end
+
+
+def _skip_header(data: bytes) -> int:
+    """Where a JPEG's pixels begin: at the first start of scan, behind a thumbnail, which has markers of its own."""
+    place = len(JPEG_START)
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return place

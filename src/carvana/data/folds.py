@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from carvana.data.images import Photos, car_of
+from carvana.data.tables import read_rows
 from carvana.errors import InputError, few
 from carvana.log import progress, replacing, say
 
@@ -47,7 +48,7 @@ def deal_folds(pixels: pd.Series, num_folds: int) -> pd.DataFrame:
 def write_once(folds: pd.DataFrame, path: Path, overwrite: bool) -> None:
     """Writes the table as CSV. Raises InputError if the file has other content, unless `overwrite`."""
     text = folds[COLUMNS].to_csv(index=False, lineterminator="\n")
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_bytes() == text.encode():
         return say(f"{path}: unchanged")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: has other content; runs rely on it, so replace it with --overwrite only")
@@ -60,11 +61,12 @@ def read_folds(path: Path) -> pd.DataFrame:
     """The table in `path`. Raises InputError if it is missing, not of that form or lists a car twice."""
     remedy = "src/create_folds.py makes the table"
     try:
-        folds = pd.read_csv(path, dtype=str, na_filter=False)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        columns, *rows = read_rows(path.read_bytes(), str(path), remedy)
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error}); {remedy}") from error
-    if list(folds.columns) != COLUMNS:
-        raise InputError(f"{path}: the columns are {','.join(folds.columns)}, not {','.join(COLUMNS)}; {remedy}")
+    if columns != COLUMNS:
+        raise InputError(f"{path}: the columns are {','.join(columns)}, not {','.join(COLUMNS)}; {remedy}")
+    folds = pd.DataFrame([(*row, "", "")[: len(COLUMNS)] for row in rows], columns=COLUMNS, dtype=str)
     for column in ("pixels", "fold"):
         wrong = folds.loc[~folds[column].str.fullmatch(r"\d{1,9}"), column]
         if len(wrong):

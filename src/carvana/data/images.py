@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -14,9 +15,10 @@ from carvana.errors import InputError, few
 from carvana.log import progress
 
 IMAGE_ID = re.compile(r"(?P<car>.+)_(?P<angle>0[1-9]|1[0-6])")
-PHOTO_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})\.(jpg|jpeg|png)")
-MASK_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})_mask\.(gif|png)")
+PHOTO_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})\.(?i:jpg|jpeg|png)")
+MASK_NAME = re.compile(rf"(?P<image_id>{IMAGE_ID.pattern})(?i:_mask\.(gif|png))")
 LISTED_FAULTS = 50
+PARTS = {"normal": "{}", "hq": "{}_hq"}  # by `data.photos`: of `train` and `test`
 
 
 def car_of(image_id: str) -> str:
@@ -47,17 +49,35 @@ def read_cars(path: Path) -> list[str]:
     return list(dict.fromkeys(cars))
 
 
-def open_train(root: Path, cars_file: Path | None = None) -> "Photos":
-    """The training photos and masks in `root`, of the cars that `cars_file` lists or of all."""
+def open_train(root: Path, cars_file: Path | None = None, quality: str | None = None) -> "Photos":
+    """The training photos and masks in `root`, of the cars that `cars_file` lists or of all.
+
+    `quality` is `data.photos`; by default normal ones if there are any. Raises InputError if one lacks in train_hq.
+    """
     archive = Archive(root)
-    photos = Photos(archive.part("train"), archive.part("train_masks"))
+    photos = Photos(_photo_part(archive, "train", quality), archive.part("train_masks"))
+    photos = photos if cars_file is None else photos.select(read_cars(cars_file))
+    if quality == "hq" and (missing := photos.missing()):
+        path = photos.photo_part.path
+        raise InputError(f"{path}: lacks {few(missing)}, which have masks; download it again, or set data.photos")
+    return photos
+
+
+def open_test(root: Path, part: str = "test", cars_file: Path | None = None, quality: str | None = None) -> "Photos":
+    """The photos of a part without masks, of the cars that `cars_file` lists or of all; `quality` as `open_train`."""
+    photos = Photos(_photo_part(Archive(root), part, quality))
     return photos if cars_file is None else photos.select(read_cars(cars_file))
 
 
-def open_test(root: Path, part: str = "test", cars_file: Path | None = None) -> "Photos":
-    """The photos of a part without masks, of the cars that `cars_file` lists or of all."""
-    photos = Photos(Archive(root).part(part))
-    return photos if cars_file is None else photos.select(read_cars(cars_file))
+def _photo_part(archive: Archive, name: str, quality: str | None) -> Part:
+    if quality is not None:
+        return archive.part(PARTS[quality].format(name))
+    try:
+        return archive.part(name)
+    except InputError:
+        with suppress(InputError):
+            return archive.part(PARTS["hq"].format(name))
+        raise
 
 
 class Photos:
@@ -92,18 +112,21 @@ class Photos:
         return Photos(self.photo_part, self.mask_part, cars)
 
     def name(self, image_id: str) -> str:
-        """The photo's file name, such as `<car>_<angle>.jpg`."""
+        """The photo's name as samples have it, `<car>_<angle>.jpg`: its file's, the ending in lower case."""
         if image_id not in self._photos:
             raise InputError(f"{self.photo_part.where(image_id + '.jpg')}: no such photo")
-        return self._photos[image_id]
+        return image_id + PurePath(self._photos[image_id]).suffix.lower()
+
+    def _read(self, image_id: str) -> tuple[bytes, str]:
+        return _read(self.photo_part, self._photos.get(image_id) or self.name(image_id))
 
     def image(self, image_id: str, at_least: Size | None = None) -> np.ndarray:
         """The photo, uint8 (height, width, 3) RGB; at half its size where `decode_image` halves it."""
-        return decode_image(*_read(self.photo_part, self.name(image_id)), at_least)
+        return decode_image(*self._read(image_id), at_least)
 
     def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
         """The photo at each network size, uint8 (h, w, 3) RGB, and its own (height, width)."""
-        data, where = _read(self.photo_part, self.name(image_id))
+        data, where = self._read(image_id)
         decoded, images = {}, []  # decoded at half the size for each fit for which that is enough, whatever the others
         for fit in fits:
             halved = half_is_enough(data, where, fit.least)
@@ -147,13 +170,17 @@ class Photos:
         faults = [*_name_faults(self.photo_part, PHOTO_NAME, self._photos, "<car>_<angle>.jpg")]
         if self.mask_part:
             faults += _name_faults(self.mask_part, MASK_NAME, self._masks, "<car>_<angle>_mask.gif")
-            alone = [self._masks[image_id] for image_id in sorted(self._masks.keys() - self._photos.keys())]
-            faults += [f"{self.mask_part.where(name)}: mask without a photo" for name in alone]
+            alone = [self.mask_part.where(self._masks[image_id]) for image_id in self.missing()]
+            faults += [f"{where}: mask without a photo in {self.photo_part.path}" for where in alone]
         return faults
+
+    def missing(self) -> list[str]:
+        """The image ids of masks without a photo, sorted."""
+        return sorted(self._masks.keys() - self._photos.keys())
 
     def content_faults(self, image_id: str) -> list[str]:
         """A line for a photo or mask that is missing, unreadable or truncated, or for a mask of another size."""
-        readers = [lambda: read_size(*_read(self.photo_part, self.name(image_id)), whole=True)]
+        readers = [lambda: read_size(*self._read(image_id), whole=True)]
         readers += [lambda: self.mask(image_id).shape] if self.mask_part else []
         sizes, faults = [], []
         for read_size_of in readers:

@@ -1,7 +1,7 @@
 """One `.safetensors` file per fold: the weights and, in its metadata, all that is needed to use and to trust them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,17 @@ def needed_settings(settings: dict, path: Path) -> dict:
     data = settings["data"]
     if boxes_from := data.get("boxes_from"):
         raise InputError(f"{path}: data.boxes_from={boxes_from}: this version does not cut photos; train without it")
-    return {"name": settings["name"], "model": settings["model"], "data": {key: data[key] for key in ("size", "fit")}}
+    needed = {key: data[key] for key in ("size", "fit", "photos") if key in data}
+    return {"name": settings["name"], "model": settings["model"], "data": needed}
+
+
+def photos_of(paths: Iterable[Path]) -> str:
+    """`data.photos` of these checkpoints. Raises InputError if they differ: a photo is loaded once for all."""
+    by_quality = {read_facts(path)["config"]["data"].get("photos", "normal"): path for path in paths}
+    if len(by_quality) > 1:
+        listed = ", ".join(f"{path} on {quality}" for quality, path in by_quality.items())
+        raise InputError(f"trained on different photos: {listed}; leave one out, or train both with one data.photos")
+    return next(iter(by_quality))
 
 
 def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:

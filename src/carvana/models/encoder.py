@@ -13,6 +13,7 @@ from timm.layers import Format
 from torch import nn
 
 from carvana.errors import InputError
+from carvana.log import say
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 COUNTER = "num_batches_tracked"  # BatchNorm's; some ports of weights lack them
@@ -29,18 +30,22 @@ def create_encoder(name: str, pretrained: bool, weights: str | None = None) -> n
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         raise InputError(f"model.encoder={name}: timm has no such model; similar: {', '.join(close) or 'none'}")
     any_size = {"strict_img_size": False, "always_partition": True} if name.startswith("swin") else {}  # pads windows
+    if hub := pretrained and weights is None:
+        say(f"weights of {name}: downloaded from timm's hub unless kept; without it give --set model.weights=FILE")
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retry messages say what the error says
     try:
-        encoder = timm.create_model(name, features_only=True, pretrained=pretrained and weights is None, **any_size)
+        encoder = timm.create_model(name, features_only=True, pretrained=hub, **any_size)
         if getattr(encoder, "output_fmt", None) == Format.NHWC:  # Swin and MambaOut
             encoder.register_forward_hook(lambda *call: [level.permute(0, 3, 1, 2) for level in call[2]])
         _check_levels(encoder)
-    except OSError as error:
-        raise InputError(
-            f"weights of {name} cannot be downloaded ({_line(error)}); without the hub set model.weights to a file, "
-            f"or to a folder that holds {name}.safetensors, or train from scratch with model.pretrained=false"
-        ) from None
     except Exception as error:  # encoders raise anything at a size that they cannot take
+        if hub:
+            create_encoder(name, pretrained=False)  # raises if not the hub is at fault, but the encoder
+            remedy = f"--set model.weights=FILE, or a folder that holds {name}.safetensors, or package:NAME"
+            raise InputError(
+                f"weights of {name} cannot be downloaded ({_line(error)}); without the hub give {remedy}, "
+                "or train from scratch with --set model.pretrained=false"
+            ) from None
         raise InputError(f"model.encoder={name}: cannot take photos of any size ({_line(error)}); {REMEDY}") from None
     if pretrained and weights is not None:
         _load(encoder, name, find_weights(weights, name))
@@ -86,11 +91,23 @@ def _check_levels(encoder: nn.Module) -> None:
 
 
 def _load(encoder: nn.Module, name: str, file: Path) -> None:
-    """Loads ImageNet weights by timm's names or, if the file has the names of another library, by their order."""
+    """Loads weights by timm's names, all behind one prefix or none; if they have other names, by their order."""
     state, wanted = read_state(file), encoder.state_dict()
-    if not all(key in state or whole_name(key) in state for key in wanted):
-        state = match_by_order(state, timm.create_model(name).state_dict(), file)
-    encoder.load_state_dict({key: state[key if key in state else whole_name(key)] for key in wanted})
+    first = next(iter(wanted))
+    for prefix in {key.removesuffix(end) for key in state for end in (first, whole_name(first)) if key.endswith(end)}:
+        inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        if all(key in inner or whole_name(key) in inner for key in wanted):
+            break
+    else:
+        inner = match_by_order(state, timm.create_model(name).state_dict(), file)
+    tensors = {key: inner[key if key in inner else whole_name(key)] for key in wanted}
+    for key, tensor in tensors.items():
+        if tensor.shape != wanted[key].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[key].shape)}"
+            raise InputError(f"{file}: not weights of {name}: {key} is {shapes}; give those of this encoder")
+        if not tensor.isfinite().all():
+            raise InputError(f"{file}: {key} is not finite; fetch the file again, or take an earlier checkpoint")
+    encoder.load_state_dict(tensors)
 
 
 def whole_name(key: str) -> str:
@@ -100,14 +117,20 @@ def whole_name(key: str) -> str:
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file, by name."""
+    """The tensors of a weights file, by name; of a training checkpoint its largest group, such as `state_dict`."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        return state.get("state_dict", state)
-    except Exception as error:
-        raise InputError(f"{file}: cannot be read as weights ({_line(error)})") from None
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch's advice is to run whatever the file holds
+        known = {"GLOBAL": "it holds a whole module or other objects", "TorchScript": "it holds a whole module"}
+        known |= {"Weights only load failed": "not written by torch.save"}
+        reason = next((words for text, words in known.items() if text in str(error)), f"{_line(error):.120}")
+        remedy = "fetch it again, or where it was made save the weights: torch.save(model.state_dict(), FILE)"
+        raise InputError(f"{file}: cannot be read as weights ({reason}); {remedy}") from None
+    values = content.values() if isinstance(content, dict) else ()
+    groups = [group for group in (content, *values) if isinstance(group, dict)]
+    return max(({k: v for k, v in group.items() if torch.is_tensor(v)} for group in groups), key=len, default={})
 
 
 def match_by_order(state: dict, named: dict, file: Path) -> dict[str, torch.Tensor]:
@@ -124,4 +147,4 @@ def match_by_order(state: dict, named: dict, file: Path) -> dict[str, torch.Tens
 
 def _line(error: Exception) -> str:
     """The error's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from carvana.data.archive import is_data
 from carvana.data.pictures import SUFFIXES, write_picture
 from carvana.errors import InputError, few
 from carvana.log import progress, say
@@ -16,7 +17,8 @@ def find_pictures(folder: Path) -> list[Path]:
     """The pictures in a folder, by name. Raises InputError if there are none, or two would give the same mask."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name the one that holds your photos")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = (path for path in folder.iterdir() if path.is_file() and is_data(path.name))
+    paths = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise InputError(f"{folder}: holds no picture ({', '.join(SUFFIXES)})")
     stems = [path.stem for path in paths]

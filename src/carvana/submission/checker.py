@@ -44,7 +44,8 @@ def find_faults(path: Path, names: list[str], size: Size) -> tuple[list[str], li
     try:
         for line, name, rle in progress(numbered_rows(path), "check", total=len(names), unit="row"):
             count += 1
-            where = f"line {line}, {name:.80}: "
+            shown = name if name.isprintable() and name == name.strip() else ascii(name)  # shows what is not to be seen
+            where = f"line {line}, {shown:.80}: "
             faults.add(where, order.fault(line, name))
             fault, warning = runs.judge(rle)
             faults.add(where, fault)
@@ -164,7 +165,5 @@ def score_lines(file: Path, truth: Path) -> list[str]:
 
 def find_masks(truth: Path) -> Part:
     """The part that holds the masks: `truth` itself, or `train_masks` in it."""
-    if truth.is_file():
-        return ZipPart(truth)
-    part = FolderPart(truth)
+    part = ZipPart(truth) if truth.is_file() else FolderPart(truth)
     return part if any(map(MASK_NAME.fullmatch, part.names)) else Archive(truth).part("train_masks")

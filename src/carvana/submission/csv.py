@@ -1,6 +1,7 @@
 """The CSV that Kaggle scores, `img,rle_mask`, plain or compressed: written and read row by row."""
 
 import io
+import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import IO
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
+from carvana.data.archive import is_data
+from carvana.data.tables import read_rows
 from carvana.errors import InputError
 from carvana.log import replacing
 
@@ -24,7 +27,11 @@ Row = tuple[str, str]
 def read_sample(data: bytes) -> list[str]:
     """Photo names in the order of the bytes of sample_submission.csv; InputError if it is none."""
     name = "sample_submission.csv"
-    names = [row[1] for row in _split(iter(data.decode(errors="replace").splitlines()), name)]
+    header, *rows = read_rows(data, name, "download it again")
+    _check_header(",".join(header), name)
+    names = [row[0] for row in rows]
+    if short := [row[0] for row in rows if len(row) < 2]:
+        raise InputError(f'{name}: "{short[0]:.40}" has no comma, must be {HEADER}')
     if not names:
         raise InputError(f"{name}: holds no row; download it again")
     if len(set(names)) < len(names):
@@ -67,13 +74,20 @@ def _split(lines: Iterator[str], source: str) -> Iterator[tuple[int, str, str]]:
     header = next(lines, None)
     if header is None:
         raise InputError(f"{source}: the file is empty")
-    if header.rstrip("\n") != HEADER:
-        raise InputError(f'{source}, line 1: the header is "{header.strip():.40}", must be "{HEADER}"')
+    _check_header(header.rstrip("\n"), source)
     for number, line in enumerate(lines, 2):
         name, comma, rle = line.rstrip("\n").partition(",")
         if not comma:
             raise InputError(f'{source}, line {number}: "{name:.40}" has no comma, must be {HEADER}')
         yield number, name, rle
+
+
+def _check_header(header: str, source: str) -> None:
+    if header.startswith("PK\3\4"):
+        raise InputError(f"{source}: is a zip file; name it .zip")
+    if header != HEADER:
+        what = "begins with a byte order mark:" if header.startswith("\ufeff") else "is"
+        raise InputError(f'{source}, line 1: the header {what} {json.dumps(header[:40])}, must be "{HEADER}"')
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -95,7 +109,7 @@ def _by_suffix(path: Path, choices: dict[str, Callable]) -> Callable:
 
 def _open_zip(path: Path) -> IO[bytes]:
     with ZipFile(path) as archive:
-        members = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+        members = [info.filename for info in archive.infolist() if is_data(info.filename) and not info.is_dir()]
         if len(members) != 1:
             raise InputError(f"{path}: holds {len(members)} files, must hold one CSV")
         return archive.open(members[0])
