@@ -50,6 +50,17 @@ def assert_right(items: list, photos: Photos, *indices: int) -> None:
         assert all(map(np.array_equal, item, uncached[index]))
 
 
+def test_processes_of_a_machine_share_one_file(photos, folder, decoded):
+    owner = PhotoCache(photos, FIT, gib=2.5 * ITEM / GIB)
+    joined = PhotoCache(photos, FIT, gib=0).join(owner.path)
+    assert_right([owner[0], joined[0], joined[1], joined[2]], photos, 0, 0, 1, 2)
+    assert [photos.image_ids.index(name) for name in decoded[:3]] == [0, 1, 2]  # the first photo once
+    del joined
+    gc.collect()
+    assert [*folder.iterdir()] == [owner.path]
+    assert PhotoCache(photos, FIT, gib=0).join(None).path is None
+
+
 def test_photos_within_the_bound_are_decoded_once(photos, folder, decoded):
     kept = PhotoCache(photos, FIT, gib=2.5 * ITEM / GIB)
     assert (len(kept), kept.image_ids) == (64, photos.image_ids)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from carvana.data.augmentations import AUGMENTATIONS, GrayCar, Shade, augment, build_augmentation
 from carvana.data.cache import PhotoCache
-from carvana.data.dataset import TrainSet
+from carvana.data.dataset import TrainSet, collate
 from carvana.data.geometry import Fit
 from carvana.data.images import open_train
 from carvana.data.loader import Loading, load_photos, map_in_threads, to_tensor
@@ -73,7 +73,9 @@ def test_a_training_item_depends_on_seed_epoch_and_index_alone(source):
     assert len(mask.unique()) == 10  # ninths of 255: coverage by nine photo pixels each
     assert abs(mask.float().mean().item() / 255 - source.photos.mask(source.image_ids[3]).mean()) < 0.01
     dataset = TrainSet(source, "light", seed=7, epoch=2)
-    in_processes = [torch.cat(parts) for parts in zip(*DataLoader(dataset, 8, num_workers=2), strict=True)]
+    batches = [*DataLoader(dataset, 8, num_workers=2, collate_fn=collate)]
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in batches)
+    in_processes = [torch.cat(parts) for parts in zip(*batches, strict=True)]
     for index in (63, 5, 5):
         assert equal(dataset[index], [part[index] for part in in_processes])
         image, mask = augment(build_augmentation("light"), *source[index], np.random.default_rng([7, 2, index]))

@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import carvana.training.engine as engine
+from carvana.device import Device
 from carvana.errors import InputError
+from carvana.models import formats
 from carvana.models.cpu import DenseConv3x3
 from carvana.training.engine import OutOfTime, forward_backward, train_one_epoch
 from carvana.training.learner import Learner, build_learner
@@ -105,8 +107,12 @@ def test_out_of_memory_halves_the_batch_as_long_as_it_can_and_no_other_error_doe
     assert math.isfinite(train(learner)["loss"])
     assert (sizes, learner.position.micro_batch) == ([8, 4, 2, 2, 2, 2, 2, 2, 2, 2], 2)
     assert "going on with 4 photos" in capsys.readouterr().err
-    errors[2] = RuntimeError("shapes differ")
-    with pytest.raises(RuntimeError, match="shapes differ"):
+    learner.begin_epoch()
+    assert learner.position.micro_batch == 8  # the memory may be free again
+    errors[8] = errors[4] = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert math.isfinite(train(learner)["loss"])
+    errors[2] = RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a tensor")
+    with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
         train(learner)
     errors |= {1: full, 2: full}
     with pytest.raises(InputError, match="out of memory with a single photo: choose a smaller"):
@@ -126,6 +132,24 @@ def test_accumulated_gradients_of_coverage_are_the_whole_batchs(learner):
     for whole, parts in zip(*results, strict=True):
         assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)
     assert masks[0].unique().tolist() == pytest.approx([0.0, 0.4, 0.6, 1.0])
+
+
+def test_the_faster_memory_format_is_taken_on_a_gpu_or_the_configured_one(tiny, monkeypatch):
+    learner = build_learner(tiny(train={"memory_format": "contiguous"}))
+    images, _ = engine.send(next(iter(batches())), learner)
+    weight = learner.model.network.encoder.conv_stem.weight
+    assert (images.is_contiguous(), weight.is_contiguous()) == (True, True)
+    gpu, shape = Device(torch.device("cuda")), torch.Size((2, 3, 32, 48))
+    for faster in formats.FORMATS:
+        slow = lambda *call, faster=faster: 1 + (call[3] != formats.FORMATS[faster])
+        monkeypatch.setattr(formats, "_seconds", slow)
+        assert formats.choose_format(learner.model, gpu, shape) == faster
+    monkeypatch.undo()
+    before = [tensor.clone() for tensor in learner.model.state_dict().values()]
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    seconds = formats._seconds(learner.model.train(), learner.device, shape, torch.channels_last)
+    assert 0 < seconds < 60
+    assert all(torch.equal(*pair) for pair in zip(before, learner.model.state_dict().values(), strict=True))
 
 
 def test_a_learner_has_a_cpus_fast_convolutions(tiny, monkeypatch):
