@@ -21,6 +21,7 @@ def main(
     input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
     folds_file: command.FoldsOption = command.FOLDS, cars: command.CarsOption = None,
     batch_size: command.BatchOption = 4, num_workers: command.WorkersOption = 2,
+    precision: command.PrecisionOption = "auto",
 ) -> None:  # fmt: skip
     from carvana.data.folds import read_folds
     from carvana.data.images import open_train
@@ -35,7 +36,7 @@ def main(
     experiments, views, folds = list(dict.fromkeys(experiments)), parse_views(tta), read_folds(folds_file)
     checkpoints = common_checkpoints(runs, experiments, folds)
     photos = open_train(input_root, cars, photos_of(path for fold in checkpoints.values() for path in fold.values()))
-    unseen = Unseen(checkpoints, photos, folds, local_device(), Loading(batch_size, num_workers))
+    unseen = Unseen(checkpoints, photos, folds, local_device(precision), Loading(batch_size, num_workers))
     print(f"{len(unseen.cars)} photos of {len(set(unseen.cars))} cars, fold {', '.join(map(str, checkpoints))}")
     result = select_ensemble(unseen, experiments, views, (holes, parts), memory * 2**20)
     print("\n".join(["on a sample of pixels:", *row_lines(result.ladder), "on whole masks:", *row_lines(result.rows)]))

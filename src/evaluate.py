@@ -17,6 +17,7 @@ def main(
     folds_file: command.FoldsOption = command.FOLDS, cars: command.CarsOption = None,
     batch_size: command.BatchOption = 4, num_workers: command.WorkersOption = 2,
     backend: command.BackendOption = "torch", count: command.DevicesOption = None,
+    precision: command.PrecisionOption = "auto",
 ) -> None:  # fmt: skip
     from carvana.data.folds import read_folds
     from carvana.data.images import open_train
@@ -29,7 +30,7 @@ def main(
 
     views, folds = parse_views(tta), read_folds(folds_file)
     checkpoints = {experiment: common_checkpoints(runs, [experiment], folds) for experiment in experiments}
-    devices, loading = open_devices(count), Loading(batch_size, num_workers)
+    devices, loading = open_devices(count, precision), Loading(batch_size, num_workers)
     for experiment, paths in checkpoints.items():
         photos = open_train(input_root, cars, photos_of(fold[experiment] for fold in paths.values()))
         unseen = Unseen(paths, photos, folds, devices[0], loading)

@@ -29,6 +29,7 @@ def main(
     input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
     cars: command.CarsOption = None, batch_size: command.BatchOption = 4, num_workers: command.WorkersOption = 2,
     backend: command.BackendOption = "torch", count: command.DevicesOption = None,
+    precision: command.PrecisionOption = "auto",
 ) -> None:  # fmt: skip
     from carvana.data.archive import Archive
     from carvana.data.images import open_test
@@ -48,7 +49,7 @@ def main(
         raise InputError("--output: missing; name the CSV to be written")
     if estimate and threshold is None and not ensemble:
         threshold = HALF
-    devices = open_devices(count)
+    devices = open_devices(count, precision)
     choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold)
     quality = photos_of(network.path for folds in checkpoints.values() for network in folds)
     photos = open_test(input_root, cars_file=cars, quality=quality)

@@ -16,11 +16,13 @@ ScoreOption = Annotated[float | None, typer.Option(min=0, max=1, help="What the 
 def check(
     file: command.FileArgument, input_root: command.InputOption = command.INPUT, size: command.SizeOption = "1280x1918",
     sample: Annotated[Path | None, typer.Option(help="Another sample_submission.csv than the input folder's.")] = None,
+    allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Masks may be empty, full or all alike.")] = False,
 ) -> None:  # fmt: skip
     """Says OK, or lists the first ten faults and exits with status 1; what only looks odd is a warning."""
     from carvana.submission.checker import check_lines
 
-    lines, ok = check_lines(file, sample or input_root / "sample_submission.csv", command.parse_size(size))
+    sample = sample or input_root / "sample_submission.csv"
+    lines, ok = check_lines(file, sample, command.parse_size(size), allow_empty)
     print("\n".join(lines))
     if not ok:
         raise typer.Exit(1)

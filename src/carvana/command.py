@@ -35,6 +35,7 @@ WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Thread
 DevicesOption = Annotated[
     int | None, typer.Option("--devices", min=1, help="GPUs that share the work, by default all; processes on a CPU.")
 ]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="Of the networks: auto, bf16, fp16 or fp32.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="torch, compile (torch.compile) or openvino.")]
 ExperimentsArgument = Annotated[list[str], typer.Argument(help="Names of experiments, as under runs/.")]
 NamesArgument = Annotated[list[str] | None, typer.Argument(help="Trained experiments, as under runs/; or --ensemble.")]

@@ -65,18 +65,17 @@ def join_processes() -> Processes:
     return state
 
 
-def local_device() -> Device:
-    """The device of this process and its native precision."""
-    device = process_state().device
-    return Device(device, native_precision(device))
+def local_device(precision: str = "auto") -> Device:
+    """The device of this process, and its native precision or another: bf16, fp16 or fp32."""
+    return Device(process_state().device, chosen_precision(precision))
 
 
-def open_devices(count: int | None = None) -> list[Device]:
+def open_devices(count: int | None = None, precision: str = "auto") -> list[Device]:
     """The devices that share a prediction: all GPUs, or so many; the CPU once, or so many times.
 
     Raises InputError if there are fewer GPUs, or in a process of torchrun: each would do all the work.
     """
-    first, state = local_device(), process_state()
+    first, state = local_device(precision), process_state()
     if state.num_processes > 1:
         raise InputError("started by torchrun: give the same command to python; --devices shares its work")
     if first.device.type != "cuda":
@@ -153,5 +152,10 @@ def native_precision(device: torch.device) -> str:
 
 
 def chosen_precision(precision: str) -> str:
-    """accelerate's name of a configured precision; `auto` is the native one."""
-    return native_precision(process_state().device) if precision == "auto" else precision.replace("fp32", "no")
+    """accelerate's name of a precision; `auto` is the native one. Raises InputError if it is unknown."""
+    if precision == "auto":
+        return native_precision(process_state().device)
+    names = {"bf16": "bf16", "fp16": "fp16", "fp32": "no"}
+    if precision not in names:
+        raise InputError(f"--precision {precision}: choose from auto, {', '.join(names)}")
+    return names[precision]

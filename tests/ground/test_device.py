@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from carvana.device import Device, native_precision, open_devices, side_by_side
+from carvana.device import Device, local_device, native_precision, open_devices, side_by_side
 from carvana.errors import InputError
 
 
@@ -40,6 +40,9 @@ def test_all_gpus_share_a_prediction_or_the_cpu_does_it(monkeypatch):
         assert [device.precision for device in open_devices(2)] == ["fp16", "fp16"]
         with pytest.raises(InputError, match="--devices 4: there are 3 GPUs"):
             open_devices(4)
+    assert [local_device(name).precision for name in ("bf16", "fp32")] == ["bf16", "no"]
+    with pytest.raises(InputError, match="--precision fp64: choose from auto, bf16, fp16, fp32"):
+        local_device("fp64")
     monkeypatch.setattr(PartialState(cpu=True), "num_processes", 2)
     with pytest.raises(InputError, match="started by torchrun"):
         open_devices()

@@ -1,5 +1,7 @@
 """Photos come out in order, each decoded once; members are weighed at photo size; runs are those of the maps."""
 
+import math
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +18,7 @@ from carvana.evaluation.oof import find_checkpoints
 from carvana.models.checkpoint import load_checkpoint
 from carvana.prediction.postprocess import PostProcess
 from carvana.prediction.predictor import Member, Predictor, fold_members
+from carvana.prediction.tta import TTA
 
 SMALL, WIDE, PADDED = Fit((32, 48)), Fit((32, 64)), Fit((96, 160), "pad")
 BRIGHTNESS = lambda images: images.float().mean(1, keepdim=True) / 255
@@ -59,6 +62,18 @@ def test_a_photo_of_any_size_is_predicted_in_its_own_proportions(photos):
     image, expected = photos.image(photos.image_ids[0]), 0.75 * prediction.probs + 0.25 * (1 - prediction.probs)
     assert torch.allclose(predictor(members).image(image), expected, atol=1e-6)
     assert torch.allclose(predictor(members).image(image.transpose(1, 0, 2)).T, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_ends_in_the_names_of_photo_and_checkpoint(photos, number):
+    """Of the second network, for the second photo of a batch."""
+    second = torch.arange(4).view(4, 1, 1, 1) == 1
+    broken = lambda images: torch.where(second, number, BRIGHTNESS(images))
+    members = [Member(SMALL, TTA(BRIGHTNESS)), Member(SMALL, TTA(broken), name="runs/x/fold1/best.safetensors")]
+    words = f"{photos.image_ids[1]}: runs/x/fold1/best.safetensors gives numbers that are not finite: give --precision"
+    for call in (Predictor.predict, partial(Predictor.encode, threshold=0.5)):
+        with pytest.raises(InputError, match=words):
+            list(call(predictor(members), photos, photos.image_ids))
 
 
 def test_folds_share_the_weight_of_their_experiment(photos, tmp_path):

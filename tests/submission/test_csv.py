@@ -14,7 +14,7 @@ from carvana.submission.checker import find_faults, score_lines
 from carvana.submission.csv import read_sample, read_submission, write_submission
 
 NAMES = [f"car_{angle:02}.jpg" for angle in range(1, 17)]
-ROWS = [(name, "8 4 14 4") for name in NAMES]
+ROWS = [(name, f"8 4 14 {3 + place % 2}") for place, name in enumerate(NAMES)]
 TEXT = "img,rle_mask\n" + "".join(f"{name},{rle}\n" for name, rle in ROWS)
 with_third = lambda rle: [*ROWS[:2], (NAMES[2], rle), *ROWS[3:]]
 CUT, WARNING = "cut or not what its suffix says", "warning: line 4, car_03.jpg: the mask is empty\n"
@@ -112,6 +112,21 @@ def test_what_is_no_sample_but_lines_of_windows_and_zips_of_a_mac_are(tmp_path, 
 def test_faults_and_warnings_name_line_and_photo(tmp_path, rows, faults, warnings):
     write_submission(tmp_path / "x.csv", rows)
     assert find_faults(tmp_path / "x.csv", NAMES, (4, 6)) == (faults, warnings)
+
+
+@pytest.mark.parametrize(("rles", "fault"), [
+    (["", "", "8 4"], "2 of 3 masks are empty"), (["1 24", "1 23", "8 4"], "2 of 3 masks are full"),
+    (["8 4"] * 3, "all 3 masks are alike"), (["", "8 4"], None), (["8 4"], None),
+])  # fmt: skip
+def test_masks_of_a_broken_network_are_a_fault_unless_they_are_meant(tmp_path, rles, fault):
+    names = NAMES[: len(rles)]
+    write_submission(tmp_path / "x.csv", zip(names, rles, strict=True))
+    write_submission(tmp_path / "sample_submission.csv", ((name, "1 1") for name in names))
+    faults, _ = find_faults(tmp_path / "x.csv", names, (4, 6))
+    assert faults == ([f"{fault}; --allow-empty if they are meant so"] if fault else [])
+    command = ["submission.py", "check", tmp_path / "x.csv", "--input", tmp_path, "--size", "4x6"]
+    assert run_script(*command, check=False).returncode == (fault is not None)
+    assert run_script(*command, "--allow-empty").stdout.endswith("all runs inside 6 x 4\n")
 
 
 @pytest.mark.parametrize(("text", "fault"), [

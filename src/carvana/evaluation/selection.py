@@ -37,8 +37,8 @@ def sample_pixels(unseen: Unseen, experiments: Sequence[str], views: Sequence[st
     """The first pass: of each photo the pixels on which the experiments and their views do not agree."""
 
     def mixes(networks: dict[str, Checkpoint]) -> list[Mix]:
-        shown = [show_views(networks[name], views, unseen.device) for name in experiments]
-        return [[Member(fit, tta.each)] for fit, tta in shown]
+        shown = [(networks[name], *show_views(networks[name], views, unseen.device)) for name in experiments]
+        return [[Member(fit, tta.each, name=str(network.path))] for network, fit, tta in shown]
 
     sample = PixelSample(len(unseen.cars), len(experiments), len(views), memory)
     for prediction in unseen.predict(mixes, "sample"):
@@ -52,7 +52,7 @@ def predict_choices(unseen: Unseen, choices: Sequence[Choice], repairs: Sequence
     def mixes(networks: dict[str, Checkpoint]) -> list[Mix]:
         return [
             [
-                Member(*show_views(networks[name], choice.views, unseen.device), w)
+                Member(*show_views(networks[name], choice.views, unseen.device), w, str(networks[name].path))
                 for name, w in choice.experiments.items()
             ]
             for choice in choices

@@ -72,9 +72,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     config = parse_config(needed_settings(facts["config"], path), str(path))
     model = build_model(config.model, pretrained=False)
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(tensors := load_file(path))
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from None
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise InputError(f"{path}: {bad[0]} is not finite; train this fold again")
     kept = {key: facts[key] for key in ("fold", "epoch", "dice", "folds_digest")}
     return Checkpoint(path, model.eval(), config, digest=file_digest(path), **kept)
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from functools import partial, reduce
+from functools import reduce
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ class Member(NamedTuple):
     fit: Fit
     network: Network
     weight: float = 1.0
+    name: str = "the network"  # its checkpoint's path, for errors
 
 
 Mix = Sequence[Member]
@@ -61,6 +63,7 @@ class Batch(NamedTuple):
     sums: list[dict[Fit, torch.Tensor]]  # (N, C, h, w) on the device
     sizes: list[Size]
     masks: list[torch.Tensor | None]
+    images: dict[Fit, torch.Tensor]  # what the networks saw
 
     def maps(self, index: int) -> list[torch.Tensor]:
         """Of a photo, for each mix: (C, H, W) at photo size."""
@@ -89,6 +92,7 @@ class Predictor:
         """The maps of each photo, and the true mask if asked for."""
         with progress([], description, total=len(image_ids)) as bar:
             for batch in self.batches(photos, image_ids, masks):
+                self.check(batch)
                 for index, (image_id, mask) in enumerate(zip(batch.image_ids, batch.masks, strict=True)):
                     with torch.inference_mode():
                         maps = batch.maps(index)
@@ -102,7 +106,11 @@ class Predictor:
 
         On a GPU a mask leaves the device as its runs only.
         """
-        work = partial(encode_batch, threshold=threshold, postprocess=postprocess)
+
+        def work(batch: Batch) -> list[Encoded]:
+            self.check(batch)
+            return encode_batch(batch, threshold, postprocess)
+
         encoded = map_in_threads(work, self.batches(photos, image_ids), THREADS, WAITING)
         with progress([], "predict", total=len(image_ids)) as bar, closing(encoded):
             for rows in encoded:
@@ -127,7 +135,18 @@ class Predictor:
         for batch in load_photos(photos, image_ids, self.fits, self.device.device, self.loading, masks):
             with torch.inference_mode():
                 sums = self._mix(batch.images)
-            yield Batch(batch.image_ids, sums, batch.sizes, batch.masks)
+            yield Batch(batch.image_ids, sums, batch.sizes, batch.masks, batch.images)
+
+    def check(self, batch: Batch) -> None:
+        """Raises InputError, with the names of photo and checkpoint, if a probability is not finite."""
+        if all(maps.isfinite().all() for sums in batch.sums for maps in sums.values()):
+            return
+        for member in (member for mix in self.mixes for member in mix):
+            with torch.inference_mode(), self.device.autocast():
+                finite = member.network(batch.images[member.fit]).isfinite().flatten(1).all(1)
+            for image_id in compress(batch.image_ids, ~finite):
+                remedy = "give --precision fp32, or train this fold again"
+                raise InputError(f"{image_id}: {member.name} gives numbers that are not finite: {remedy}")
 
     def _mix(self, images: dict[Fit, torch.Tensor]) -> list[dict[Fit, torch.Tensor]]:
         """For each mix and each of its fits the sum of its members' maps, weighted so that a mix is their mean."""
@@ -156,7 +175,7 @@ def fold_members(
         raise InputError(f"{folds[0].path.parents[1]}: its folds were trained at different sizes; train them alike")
     (fit,) = fits
     networks = [TTA(prepare_model(fold.model, device, backend, fit.size), views) for fold in folds]
-    return [Member(fit, network, weight / len(folds)) for network in networks]
+    return [Member(fit, tta, weight / len(folds), str(fold.path)) for fold, tta in zip(folds, networks, strict=True)]
 
 
 def encode_batch(batch: Batch, threshold: float, postprocess: PostProcess) -> list[Encoded]:

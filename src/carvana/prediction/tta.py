@@ -94,4 +94,9 @@ class TTA:
     def each(self, images: torch.Tensor) -> torch.Tensor:
         """The probabilities of each view, undone, one channel a view: (N, views, H, W)."""
         shown = (view(images) for view in self.views)
-        return torch.cat([undo(self.model(images).float().sigmoid()) for images, undo in shown], 1)
+        return torch.cat([undo(to_probs(self.model(images).float())) for images, undo in shown], 1)
+
+
+def to_probs(logits: torch.Tensor) -> torch.Tensor:
+    """NaN where a logit is infinite: an overflow is no sure car."""
+    return logits.sigmoid().add_(logits, alpha=0)

@@ -17,14 +17,15 @@ from carvana.log import progress
 from carvana.submission.csv import numbered_rows, read_sample, read_submission
 
 CAR_SHARE = (0.05, 0.60)  # of a photo: 0.13 to 0.36 are the means of the training cars
+FULL = 0.95  # of a photo: a mask that is no car
 LISTED, WORST = 10, 5
 TELLING_RUNS = 100  # from so many on, a mask tells how its pixels are laid out
 
 
-def check_lines(file: Path, sample: Path, size: Size) -> tuple[list[str], bool]:
+def check_lines(file: Path, sample: Path, size: Size, allow_empty: bool = False) -> tuple[list[str], bool]:
     """What people read of a check, and whether Kaggle would take the file. `sample` may lie in a zip, as on Kaggle."""
     names = read_sample(Archive(sample.parent).read_file(sample.name.removesuffix(".zip")))
-    faults, warnings = find_faults(file, names, size)
+    faults, warnings = find_faults(file, names, size, allow_empty)
     lines = [f"warning: {warning}" for warning in warnings] + [f"fault: {fault}" for fault in faults]
     if faults:
         return [*lines, f"NOT OK: {file}"], False
@@ -33,11 +34,12 @@ def check_lines(file: Path, sample: Path, size: Size) -> tuple[list[str], bool]:
     return lines, True
 
 
-def find_faults(path: Path, names: list[str], size: Size) -> tuple[list[str], list[str]]:
+def find_faults(path: Path, names: list[str], size: Size, allow_empty: bool = False) -> tuple[list[str], list[str]]:
     """What Kaggle would refuse or score wrongly, and what only looks odd: (faults, warnings), a line each.
 
     names: as in the sample; size: (height, width) of the photos. The first ten findings in rows are listed,
-    the others counted. Nothing is raised for a broken file.
+    the others counted. Nothing is raised for a broken file. With `allow_empty` masks that are mostly empty or full, or
+    all alike, only look odd.
     """
     faults, warnings, order, runs = Listing(), Listing(), Order(names), Runs(size)
     count = 0
@@ -57,6 +59,7 @@ def find_faults(path: Path, names: list[str], size: Size) -> tuple[list[str], li
     whole = Listing()
     whole.add("", f"{count} rows, the sample has {len(names)}" if count != len(names) else None)
     whole.add("", runs.layout_fault())
+    (warnings if allow_empty else whole).add("", runs.degeneracy())
     return whole.all() + faults.all(), warnings.all()
 
 
@@ -106,6 +109,8 @@ class Runs:
     def __init__(self, size: Size):
         self.size = size
         self.steps: list[int] = []
+        self.count = self.empty = self.full = 0
+        self.kinds: set[int] = set()
 
     def judge(self, rle: str) -> tuple[str | None, str | None]:
         """(fault, warning) of one mask."""
@@ -114,6 +119,10 @@ class Runs:
             starts, lengths = parse_rle(rle, height * width)
         except ValueError as error:
             return str(error), None
+        self.count += 1
+        self.empty += not len(starts)
+        self.full += lengths.sum() > FULL * height * width
+        self.kinds.add(hash(rle))
         if not len(starts):
             return None, "the mask is empty"
         if len(starts) >= TELLING_RUNS:
@@ -121,6 +130,14 @@ class Runs:
             self.steps.append(int(np.bincount(distances).argmax()))
         share, (low, high) = lengths.sum() / (height * width), CAR_SHARE
         return None, None if low <= share <= high else f"the car covers {share:.1%} of the photo"
+
+    def degeneracy(self) -> str | None:
+        """What masks of a broken network have in common."""
+        for number, what in ((self.empty, "empty"), (self.full, "full")):
+            if number > self.count / 2:
+                return f"{number} of {self.count} masks are {what}; --allow-empty if they are meant so"
+        alike = self.count > 1 == len(self.kinds)
+        return f"all {self.count} masks are alike; --allow-empty if they are meant so" if alike else None
 
     def layout_fault(self) -> str | None:
         """Two classic mistakes whose runs are all valid: another width, or column by column.
