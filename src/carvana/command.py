@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from carvana.errors import InputError, is_out_of_memory
+from carvana.errors import InputError, scarcity
 
 STOPPED = 3  # exit status: --hours are over, and the same command continues
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -82,9 +82,8 @@ def run(script: Callable | typer.Typer) -> None:
     except (InputError, OSError) as error:  # a loader process wraps it in a traceback; an OSError is a full disk, say
         message = str(error).rpartition("InputError: ")[2].strip()
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if (message := scarcity(error)) is None:
             raise
-        message = "out of memory: give a smaller --batch-size, or set train.batch_size or data.size lower"
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -12,11 +12,24 @@ OUT_OF_MEMORY = (
     "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation",
     "DefaultCPUAllocator: can't allocate memory",
 )  # fmt: skip
+LESS = "give a smaller --batch-size, or set train.batch_size or data.size lower"
+NO_LOADERS = "--set data.num_workers=0"
+SCARCE = {  # what PyTorch says when the machine runs out of something, and the line for the reader
+    ("shared memory", "Bus error"): f"no shared memory is left: {NO_LOADERS}, or docker run --shm-size 2g",
+    ("ancdata", "Too many open files"): f"too many files are open: ulimit -n 4096, or {NO_LOADERS}",
+    ("is killed by signal", "exited unexpectedly"): f"a loader was killed, perhaps for want of memory: {NO_LOADERS}",
+    OUT_OF_MEMORY: f"out of memory: {LESS}",
+}
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether PyTorch says by this error that a device has no memory left."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def scarcity(error: RuntimeError) -> str | None:
+    """What the machine has run out of, with the remedy; None if the error is of another kind."""
+    return next((line for texts, line in SCARCE.items() if any(text in str(error) for text in texts)), None)
 
 
 def few(names: list) -> str:

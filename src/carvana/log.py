@@ -1,14 +1,17 @@
 """Output: lines and progress bars for people, JSON for programs, and files that appear whole or not at all."""
 
+import fcntl
 import json
 import logging
 import os
 import sys
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
+
+from carvana.errors import InputError
 
 LOGGER = logging.getLogger("carvana")
 LOGGER.setLevel(logging.INFO)
@@ -42,6 +45,24 @@ def replacing(path: Path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path):
+    """Makes the folder, and lets no other command into such a block with it. Raises InputError if one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{folder}: another command is at work there; wait until it ends") from None
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def write_records(path: Path, records: list[dict]) -> None:

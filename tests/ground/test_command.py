@@ -17,6 +17,11 @@ MENDABLE = {  # by its line
     "x.jpg: cut\n": InputError("Caught InputError in worker 0.\ncarvana.errors.InputError: x.jpg: cut\n"),
     "[Errno 28] No space left on device: 'runs/x'\n": OSError(28, "No space left on device", "runs/x"),
     "out of memory: give a smaller --batch-size": torch.OutOfMemoryError("CUDA out of memory."),
+    "no shared memory is left: --set data.num_workers=0": RuntimeError(
+        "unable to allocate shared memory(shm) for file"
+    ),
+    "too many files are open: ulimit -n 4096": RuntimeError("received 0 items of ancdata"),
+    "a loader was killed": RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
 }
 
 

@@ -18,7 +18,7 @@ from varied_runs import CPU, write_run
 from carvana.data.images import open_test
 from carvana.data.loader import Loading
 from carvana.errors import InputError
-from carvana.log import read_records
+from carvana.log import alone_in, read_records
 from carvana.prediction.ensemble import Choice, write_ensemble
 from carvana.prediction.postprocess import PostProcess
 from carvana.submission.blocks import Blocks
@@ -84,7 +84,9 @@ def test_a_command_killed_before_a_step_continues_to_the_same_bytes(command, out
     monkeypatch.undo()
     kept = min(max(moment - 1, 0), 4)
     assert (output.exists(), count_blocks(output)) == (moment > 6, kept)
-    (output.parent / "x.csv.parts" / ".block-00002.csv.99.tmp").write_text("img,rle_m")  # as a real kill leaves one
+    leftover = output.parent / "x.csv.parts" / ".block-00002.csv.99.tmp"  # as a real kill leaves one
+    leftover.parent.mkdir(exist_ok=True)
+    leftover.write_text("img,rle_m")
     assert (f"{kept} of 4 blocks are there" in run_script(*command, output).stderr) == (1 < moment < 8)
     assert output.read_bytes() == whole
     assert sorted(os.listdir(output.parent)) == ["x.csv", "x.csv.json"]
@@ -176,7 +178,7 @@ def test_damaged_blocks_and_strange_files_are_named_and_other_code_may_continue(
     diary.mkdir(parents=True)
     assert "z.csv.parts: holds a, which" in run_script(*command, output.with_name("z.csv"), check=False).stderr
     assert diary.exists()
-    monkeypatch.setattr("carvana.submission.blocks.find_faults", lambda *_: (["a fault"], []))
+    monkeypatch.setattr("carvana.submission.blocks.find_faults", lambda *_, **__: (["a fault"], []))
     assert "failed its own check" in run_script(*command, other, check=False).stderr
     assert not other.exists()
 
@@ -205,6 +207,13 @@ def test_blocks_batches_and_shards_change_no_row_and_the_merged_whole_is_recorde
     assert [(record["file"], record["experiments"]) for record in read_records(journal)] == [("all.csv", {"wide": 1.0})]
     refused = run_script(*command, output, "--shard", "1/5", check=False).stderr
     assert refused.endswith("error: --shard 1/5: 16 photos are only 4 blocks of 4\n")
+
+
+def test_a_second_command_at_once_is_refused(command, output):
+    with alone_in(output.with_name("x.csv.parts")):
+        refused = run_script(*command, output, check=False)
+    assert (refused.returncode, "x.csv.parts: another command is at work there" in refused.stderr) == (2, True)
+    assert os.listdir(output.parent) == []
 
 
 def test_two_devices_share_the_missing_blocks(slow, command, output, whole, monkeypatch):

@@ -14,7 +14,7 @@ from carvana.config import parse_config
 from carvana.data.folds import folds_digest, read_folds
 from carvana.data.images import open_train
 from carvana.errors import InputError
-from carvana.log import read_records
+from carvana.log import alone_in, read_records
 from carvana.models import build_model
 from carvana.models.checkpoint import load_checkpoint, save_checkpoint
 from carvana.training import averaging, engine
@@ -104,6 +104,12 @@ def test_all_folders_and_photos_are_looked_at_before_the_first_fold_is_trained(t
     with pytest.raises(InputError, match=photo.name):
         train_folds(tiny(), folds, open_train(tmp_path / "input"), overwrite=True)
     assert not (first.folder / "best.safetensors").exists()
+
+
+def test_a_second_command_at_once_is_refused(tiny, demo, fold):
+    with alone_in(fold.folder), pytest.raises(InputError, match="fold0: another command is at work there"):
+        train_folds(tiny(), [fold], fold.train, overwrite=True)
+    assert not fold.folder.exists()
 
 
 def test_time_limit_stops_with_a_resumable_state(tiny, fold, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from carvana.data.geometry import Fit
 from carvana.data.images import Photos
@@ -69,7 +70,7 @@ class PhotoCache:
         needed, folder = self._count * self._item_bytes, Path(tempfile.gettempdir())
         try:
             remove_leftovers(folder)
-            free = shutil.disk_usage(folder).free
+            free = _room(folder)
             if free < needed + LEFT_FREE:
                 raise OSError(errno.ENOSPC, f"{free / GIB:.1f} GiB free, {(needed + LEFT_FREE) / GIB:.1f} needed")
             descriptor, name = tempfile.mkstemp(SUFFIX, PREFIX, folder)
@@ -111,6 +112,14 @@ class PhotoCache:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file.seek(1 + index)
         file.write(DONE)
+
+
+def _room(folder: Path) -> int:
+    """Free bytes of the folder's disk; half of the free memory where that is the disk, as /tmp is on some systems."""
+    mounts = [part for part in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(part.mountpoint)]
+    is_memory = max(mounts, key=lambda part: len(part.mountpoint)).fstype in ("tmpfs", "ramfs")
+    free = shutil.disk_usage(folder).free
+    return min(free, psutil.virtual_memory().available // 2) if is_memory else free
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -33,8 +33,7 @@ JOINING = 5e-4  # seconds a row to join, compress and check
 class Blocks:
     """The blocks of one output, `<output>.parts/block-00012.csv`; each appears whole or not at all.
 
-    names: of all photos of the output, in order. The folder appears with the first block. Several processes may
-    fill it at once, each its own blocks.
+    names: of all photos of the output, in order. Several processes may fill the folder at once, each its own blocks.
     """
 
     def __init__(self, output: Path, manifest: Manifest, names: list[str]):
@@ -48,10 +47,10 @@ class Blocks:
         """
         path = self.folder / "manifest.json"
         if not path.exists():
-            names = os.listdir(self.folder) if self.folder.exists() else []
+            names = os.listdir(self.folder)
             if foreign := [name for name in names if not name.startswith((".", "block-", self.output.name))]:
                 raise InputError(f"{self.folder}: holds {few(foreign)}, which no prediction left there; move it away")
-            return self.remove()
+            return self.clear()
         begun = read_manifest(path)
         if difference := find_difference(self.manifest, begun, SAME_JOB):
             remedy = "give the same options to continue it, or --overwrite to start anew"
@@ -60,8 +59,10 @@ class Blocks:
             say(f"note: {self.folder} was begun by other code, commit {begun.commit[:12]}")
         return None
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self) -> None:
+        """Removes what the folder holds, not the folder, which is locked."""
+        for path in self.folder.iterdir():
+            path.unlink()
 
     @cached_property
     def _pieces(self) -> list[list[str]]:
@@ -96,7 +97,7 @@ class Blocks:
 
     def begin(self, overwrite: bool) -> list[int]:
         """The blocks that are missing. Raises InputError as `check` does, unless earlier ones are to be overwritten."""
-        self.remove() if overwrite else self.check()
+        self.clear() if overwrite else self.check()
         missing = self.missing()
         if len(missing) < len(self):
             say(f"{self.folder}: {len(self) - len(missing)} of {len(self)} blocks are there already")
@@ -127,7 +128,7 @@ class Blocks:
         os.replace(joined, self.output)
         manifest = self.manifest.model_copy(update={"digest": file_digest(self.output)})
         write_manifest(manifest_path(self.output), manifest)
-        self.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, block: int) -> Path:
         return self.folder / f"block-{block:05}.csv"

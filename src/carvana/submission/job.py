@@ -13,7 +13,7 @@ from carvana.data.loader import Loading
 from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError, few
 from carvana.evaluation.oof import choose_threshold, find_checkpoints
-from carvana.log import say
+from carvana.log import alone_in, say
 from carvana.models.checkpoint import Checkpoint, load_checkpoint
 from carvana.prediction.ensemble import Choice, read_ensemble
 from carvana.prediction.predictor import Predictor, fold_members
@@ -150,7 +150,12 @@ def predict_blocks(job: Job, devices: list[Device], blocks: Blocks, overwrite: b
 
     Returns what people read of speed and memory; None, and nothing is joined, if blocks are still missing.
     """
-    missing, count = blocks.begin(overwrite), len(devices)
+    with alone_in(blocks.folder):
+        return _predict_missing(job, devices, blocks, blocks.begin(overwrite), end)
+
+
+def _predict_missing(job: Job, devices: list[Device], blocks: Blocks, missing: list[int], end: float) -> str | None:
+    count = len(devices)
     shares = [share(missing, number, count) for number in range(count)]
     jobs = [replace(job, device=device) for device in devices]
     calls = [(job, blocks, claimed, end) for job, claimed in zip(jobs, shares, strict=True) if claimed]

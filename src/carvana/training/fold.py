@@ -2,6 +2,7 @@
 
 import platform
 import time
+from contextlib import ExitStack
 
 from accelerate.utils import gather_object, set_seed
 from accelerate.utils.memory import clear_device_cache
@@ -14,7 +15,7 @@ from carvana.data.geometry import Fit
 from carvana.data.images import Photos
 from carvana.data.loader import worker_options
 from carvana.device import process_state, share
-from carvana.log import read_records, say, write_json, write_records
+from carvana.log import alone_in, read_records, say, write_json, write_records
 from carvana.training.averaging import average_epochs, keep_checkpoint, keep_for_average
 from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.training.learner import Learner, build_learner
@@ -37,6 +38,15 @@ def train_folds(
             refuse_conflict(config, fold, resume, overwrite)
     photos.check(share(photos.image_ids, process.process_index, process.num_processes))
     process.wait_for_everyone()
+    with ExitStack() as locks:
+        for fold in folds if process.is_main_process else []:
+            locks.enter_context(alone_in(fold.folder))
+        return _train_in_turn(config, folds, resume, overwrite, deadline, tracker)
+
+
+def _train_in_turn(
+    config: Config, folds: list[Fold], resume: bool, overwrite: bool, deadline: float, tracker: str
+) -> bool:
     for fold in folds:
         say(f"fold {fold.number}: training on {len(fold.train.cars)} cars, validating on {len(fold.val.cars)}")
         finished = train_fold(config, fold, resume, overwrite, deadline, tracker)

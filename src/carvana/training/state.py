@@ -158,8 +158,10 @@ def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool) -
 
 def prepare_folder(config: Config, fold: Fold, overwrite: bool) -> None:
     """Removes what is to be overwritten, and what a killed process left of files it was writing."""
-    if overwrite:
-        shutil.rmtree(fold.folder, ignore_errors=True)
-    for leftover in (*fold.folder.glob(".*.tmp"), fold.folder / "end.json"):
-        leftover.unlink(missing_ok=True)
+    fold.folder.mkdir(parents=True, exist_ok=True)
+    for path in fold.folder.iterdir():  # not the folder itself: it is locked
+        if overwrite and path.is_dir():
+            shutil.rmtree(path)
+        elif overwrite or path.name == "end.json" or path.match(".*.tmp"):
+            path.unlink()
     write_json(fold.folder / "run.json", run_facts(config, fold))
