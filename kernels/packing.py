@@ -119,7 +119,8 @@ def commit_of(dirty: bool, extra: Sequence[str] = ()) -> str:
         commit = git("rev-parse", "HEAD")
         changes = git("status", "--porcelain", "--", "src", "folds", "kernels", *extra)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"{REPOSITORY}: not a git repository, so there is no commit to name ({error})") from None
+        reason = " ".join(getattr(error, "stderr", str(error)).split())
+        raise InputError(f"{REPOSITORY}: git names no commit ({reason})") from None
     if changes and not dirty:
         first = changes.splitlines()[0].strip()
         raise InputError(f"uncommitted changes ({first}); commit them, or give --dirty: the kernel then says so")

@@ -2,12 +2,15 @@ import ctypes
 import json
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
 import typer
 from conftest import SRC
+from packing import commit_of
 
+from carvana import provenance
 from carvana.command import command_line, parse_size, run
 from carvana.errors import InputError, few
 from carvana.log import read_records, replacing, write_records
@@ -21,6 +24,9 @@ MENDABLE = {  # by its line
         "unable to allocate shared memory(shm) for file"
     ),
     "too many files are open: ulimit -n 4096": RuntimeError("received 0 items of ancdata"),
+    "torch.compile has no compiler: apt install g++": RuntimeError(
+        "InvalidCxxCompiler: No working C++ compiler found in"
+    ),
     "a loader was killed": RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
 }
 
@@ -105,3 +111,14 @@ def test_set_up_keeps_memory_and_what_the_user_has_set_and_help_loads_no_large_l
     assert not large & set(modules)
     if hasattr(ctypes.CDLL(None), "mallopt"):  # glibc's allocator
         assert page_faults[1] < page_faults[0] / 10
+
+
+def test_a_commit_that_git_does_not_tell_is_unknown_for_its_reason(monkeypatch, capsys):
+    stderr = "fatal: detected dubious ownership\n\n\tgit config --global --add safe.directory /x\n"
+    refusal = Mock(side_effect=subprocess.CalledProcessError(128, "git", stderr=stderr))
+    monkeypatch.setattr(provenance.subprocess, "run", refusal)
+    assert provenance.git_commit.__wrapped__() == "unknown"
+    line = "unknown (fatal: detected dubious ownership git config --global --add safe.directory /x)\n"
+    assert capsys.readouterr().err.endswith(line)
+    with pytest.raises(InputError, match="git names no commit .*safe.directory /x"):
+        commit_of(dirty=False)
