@@ -120,5 +120,5 @@ def test_a_commit_that_git_does_not_tell_is_unknown_for_its_reason(monkeypatch, 
     assert provenance.git_commit.__wrapped__() == "unknown"
     line = "unknown (fatal: detected dubious ownership git config --global --add safe.directory /x)\n"
     assert capsys.readouterr().err.endswith(line)
-    with pytest.raises(InputError, match="git names no commit .*safe.directory /x"):
+    with pytest.raises(InputError, match=r"git names no commit .*safe\.directory /x"):
         commit_of(dirty=False)
