@@ -64,7 +64,7 @@ def _is_photo(path: Path) -> bool:
         return False
     with suppress(Exception), open_picture(path) as picture:
         return not str(picture.info.get("Software")).startswith(MAKER)
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in SUFFIXES  # to be named, if it cannot be read
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Soft edges: alpha from a mask and the photo, and the car's own colours on its rim."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import cache, partial
 
 import cv2
@@ -59,7 +59,7 @@ def estimate_alpha(image: np.ndarray, mask: np.ndarray, unknown: np.ndarray, rad
     """Of a photo in [0, 1]: alpha (h, w), that of the mask where it is not unknown."""
     trimap = np.where(unknown, 0.5, mask)
     if closed_form() and trimap.min() == 0 and trimap.max() == 1 and min(mask.shape) > 2:  # else nothing to learn from
-        with suppress(ValueError):  # not solved
+        with suppress(ValueError), redirect_stdout(None):  # not solved; it prints when its solver tries again
             return closed_form()(image.astype(np.float64), trimap).astype(np.float32)
     return np.where(unknown, place_colors(image, mask, unknown, radius), mask).astype(np.float32)
 
