@@ -103,7 +103,7 @@ def read_photo(path: Path) -> OwnPhoto:
         missing = suffix in HEIF and not find_spec("pillow_heif")
         remedy = "pip install pillow-heif, or save it as JPEG" if missing else "save it as JPEG or PNG"
         raise InputError(f"{path}: not a picture that can be read here; {remedy}") from None
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they like of a broken file
         raise InputError(f"{path}: unreadable ({error}); copy it again, or save it as JPEG") from error
