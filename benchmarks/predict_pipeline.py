@@ -103,7 +103,7 @@ def time_stages(
     fit, count, size = mix[0].fit, len(image_ids), photos.image(image_ids[0]).shape[:2]
     with torch.inference_mode(), device.autocast():
         probs = run_networks(mix, images)
-    batch = Batch([""] * len(images), [{fit: probs}], [size] * len(images), [None] * len(images))
+    batch = Batch([""] * len(images), [{fit: probs}], [size] * len(images), [None] * len(images), {fit: images})
     encode = partial(encode_batch, batch, THRESHOLD, AS_IT_IS)
     rows = [(photos.name(image_id), row.rle) for image_id, row in zip(image_ids, encode(), strict=False)]
 

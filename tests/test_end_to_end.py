@@ -34,7 +34,7 @@ STEPS = [
     "submission.py check tiny.csv.gz --input input --size 96x144",
     "submission.py score tiny.csv.gz --truth input/test_masks",
     "draw.py overlays tiny.csv.gz --input input --output overlays.jpg --count 4",
-    "cut_out.py tiny --photos input/test --output cut --runs runs",
+    "cut_out.py tiny --photos input/test --output cut --runs runs --hard",
 ]
 
 

@@ -80,6 +80,17 @@ def draw_studio(camera: Camera, rng: np.random.Generator) -> np.ndarray:
 
 def draw_photo(car: Car, camera: Camera, room: np.ndarray, turn: float, light: np.ndarray) -> tuple:
     """A photo float32 (height, width, 3) and its mask uint8 (height, width), with the car turned by `turn` radians."""
+    photo, layer = draw_layers(car, camera, room, turn, light)
+    return photo * (1 - layer[..., 3:] / np.float32(255)) + layer[..., :3], (layer[..., 3] >= 128).astype(np.uint8)
+
+
+def draw_layers(
+    car: Car, camera: Camera, room: np.ndarray, turn: float, light: np.ndarray, fine: int = 2
+) -> tuple[np.ndarray, np.ndarray]:
+    """The room with shadow and reflection, float32 (height, width, 3), and the car over it, uint8 (height, width, 4).
+
+    The car's colours are multiplied by its alpha, the fourth, which has `fine` x `fine` steps.
+    """
     (height, width), small = camera.size, (camera.size[0] // 4, camera.size[1] // 4)
     rotation = np.array([[np.cos(turn), np.sin(turn), 0], [-np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
     corners = car.corners @ rotation
@@ -104,9 +115,7 @@ def draw_photo(car: Car, camera: Camera, room: np.ndarray, turn: float, light: n
 
     around = pixels.min((0, 1)).astype(int) - 2, pixels.max((0, 1)).astype(int) + 3
     (x0, y0), (x1, y1) = np.clip(around, 0, (width, height))
-    drawn = paint(2 * (pixels - (x0, y0)) + 0.5, order, colour, (2 * (y1 - y0), 2 * (x1 - x0)))
-    drawn = cv2.resize(drawn, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
-    mask = np.zeros(camera.size, np.uint8)
-    mask[y0:y1, x0:x1] = drawn[..., 3] >= 128
-    photo[y0:y1, x0:x1] = photo[y0:y1, x0:x1] * (1 - drawn[..., 3:] / np.float32(255)) + drawn[..., :3]
-    return photo, mask
+    drawn = paint(fine * (pixels - (x0, y0)) + (fine - 1) / 2, order, colour, (fine * (y1 - y0), fine * (x1 - x0)))
+    layer = np.zeros((height, width, 4), np.uint8)
+    layer[y0:y1, x0:x1] = cv2.resize(drawn, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+    return photo, layer

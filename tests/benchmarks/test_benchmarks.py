@@ -202,3 +202,12 @@ def test_rle_times_the_encoders_on_the_same_masks(demo, capsys):
     printed = capsys.readouterr().out
     assert "5 masks of 96x144" in printed
     assert "1.00 times ours" in printed
+
+
+def test_cutouts_compares_rims_in_three_rooms(capsys):
+    import cutouts
+
+    cutouts.main(cars=1, size="96x144", network="64x96", off=0.5)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["studio", "studio", "dusk", "dusk", "leaves", "leaves"]
+    assert all(0 < float(line.split("alpha ")[1].split()[0]) < 0.5 for line in lines)

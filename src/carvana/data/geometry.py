@@ -74,9 +74,9 @@ class Fit:
     def of(cls, data: DataConfig) -> "Fit":
         return cls(data.size, data.fit)
 
-    def like(self, photo_size: Size) -> "Fit":
-        """A fit for photos of any shape: about as many pixels, their proportions kept, sides multiples of 32."""
-        scale = math.sqrt(math.prod(self.size) / math.prod(photo_size))
+    def like(self, photo_size: Size, share: float = 1.0) -> "Fit":
+        """A fit for photos of any shape: about that share of the pixels, proportions kept, sides multiples of 32."""
+        scale = math.sqrt(share * math.prod(self.size) / math.prod(photo_size))
         return Fit(tuple(max(1, round(side * scale / 32)) * 32 for side in photo_size))
 
     @property

@@ -1,45 +1,119 @@
-"""Cars cut out of anyone's photos: a mask and a transparent picture for each photo of a folder."""
+"""Cars cut out of anyone's photos: alpha, a transparent or composed picture for each, and a page to look at them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageOps
 
-from carvana.data.archive import is_data
-from carvana.data.pictures import SUFFIXES, write_picture
-from carvana.errors import InputError, few
+from carvana.data.own_photos import MAKER, OwnPhoto, convert_colors, maker_of, open_picture, read_photo, write_png
+from carvana.errors import InputError
 from carvana.log import progress, say
+from carvana.pages.page import embed, write_page
+from carvana.prediction import matting
 from carvana.prediction.ensemble import Choice
 from carvana.prediction.predictor import Predictor
 
-
-def find_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name. Raises InputError if there are none, or two would give the same mask."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name the one that holds your photos")
-    files = (path for path in folder.iterdir() if path.is_file() and is_data(path.name))
-    paths = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"{folder}: holds no picture ({', '.join(SUFFIXES)})")
-    stems = [path.stem for path in paths]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise InputError(f"{folder}: several pictures named {few(twice)}; rename all but one of each")
-    return paths
+PREVIEW = 480  # pixels: the longer side of a picture on the page
+Targets = dict[Path, tuple[Path, Path]]
+"""The mask and the cut-out of each photo."""
 
 
-def write_cutouts(predictor: Predictor, paths: list[Path], folder: Path, choice: Choice) -> int:
-    """Writes `<stem>_mask.png` (0 and 255) and `<stem>_cutout.png` (transparent around the car) for each photo.
+@dataclass(frozen=True)
+class Style:
+    """How a cut-out looks: `hard` edges, on a `background` that is a colour or a picture's file, else transparent."""
 
-    A photo that cannot be read is named and passed over; returns how many were. Photos are turned as the camera was.
+    hard: bool = False
+    background: str | None = None
+    tiles: bool = False
+
+    def __str__(self) -> str:
+        edges = "hard edges" if self.hard else f"edges by {matting.method()}"
+        return ", ".join([edges, *["tiles"] * self.tiles, *[f"on {self.background}"] * bool(self.background)])
+
+    def open_background(self) -> OwnPhoto | None:
+        """Raises InputError if it is neither a colour nor a picture's file."""
+        if self.background is None:
+            return None
+        try:
+            color = ImageColor.getrgb(self.background)[:3]
+        except ValueError:
+            if not Path(self.background).is_file():
+                message = f"--background {self.background}: neither a file nor a colour, such as white or '#20c040'"
+                raise InputError(message) from None
+            return read_photo(Path(self.background))
+        return OwnPhoto(np.full((1, 1, 3), color, np.uint8), None, None)
+
+
+def write_cutouts(
+    predictor: Predictor, choice: Choice, targets: Targets, folder: Path, style: Style, since: float | None
+) -> tuple[int, dict[Path, str]]:
+    """Writes the mask and the cut-out of each photo, and `cutouts.html`; returns how many were kept, and the faults.
+
+    Files made alike and later than their photo and the time `since` are kept; with None all are made anew. A photo
+    that cannot be read is named, and the others are cut.
     """
-    unreadable = 0
-    for path in progress(paths, "cut out"):
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB) if path.stat().st_size else None
-        if image is None:
-            say(f"error: {path}: not a picture that OpenCV can read; take it out of the folder, or save it as JPEG")
-            unreadable += 1
+    maker, background, faults, kept = f"{MAKER}: {choice}, {style}", style.open_background(), {}, 0
+    for path in progress(targets, "cut out"):
+        if since is not None and _is_current(path, targets[path], since, maker):
+            kept += 1
             continue
-        alpha = choice.postprocess((predictor.image(image) >= choice.threshold).cpu().numpy()).astype(np.uint8) * 255
-        write_picture(folder / f"{path.stem}_mask.png", alpha)
-        write_picture(folder / f"{path.stem}_cutout.png", np.dstack([image, alpha]))
-    return unreadable
+        try:
+            photo = read_photo(path)
+            alpha, colors = cut_out(predictor, choice, photo, style, str(path))
+        except (InputError, MemoryError, torch.OutOfMemoryError) as error:
+            too_large = f"{path}: does not fit into the memory; make it smaller"
+            faults[path] = str(error) if isinstance(error, InputError) else too_large
+            say(f"error: {faults[path]}")
+            continue
+        mask_path, cutout_path = targets[path]
+        write_png(mask_path, alpha, maker)
+        cutout = compose(colors, alpha, photo.profile, background) if background else np.dstack([colors, alpha])
+        write_png(cutout_path, cutout, maker, photo.profile)
+    pictures = [_preview(path, *targets[path]) for path in targets if path not in faults]
+    how = f"{choice}, {style}"
+    write_page(folder / "cutouts.html", "cutouts.html", pictures=pictures, faults=list(faults.values()), how=how)
+    return kept, faults
+
+
+def _is_current(path: Path, targets: tuple[Path, Path], since: float, maker: str) -> bool:
+    return all(
+        maker_of(target) == maker and target.stat().st_mtime > max(since, path.stat().st_mtime) for target in targets
+    )
+
+
+def cut_out(
+    predictor: Predictor, choice: Choice, photo: OwnPhoto, style: Style, name: str = "the photo"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Alpha uint8 (h, w), at most the photo's own, and the car's colours uint8 (h, w, 3), black where that is 0."""
+    image = photo.over_white()
+    probs = predictor.image(image, style.tiles, name).cpu().numpy()
+    mask = choice.postprocess(probs >= choice.threshold)
+    if style.hard:
+        alpha, colors = mask.astype(np.uint8) * 255, image.copy()
+    else:
+        alpha, colors = matting.refine(image, mask, predictor.pixel(mask.shape, style.tiles))
+    if photo.alpha is not None:
+        colors = np.where(photo.alpha[..., None] < 255, photo.image, colors)
+        alpha = np.minimum(alpha, photo.alpha)
+    colors[alpha == 0] = 0
+    return alpha, colors
+
+
+def compose(colors: np.ndarray, alpha: np.ndarray, profile: bytes | None, background: OwnPhoto) -> np.ndarray:
+    """The car on a background that fills the picture, uint8 (h, w, 3), in the photo's colour profile."""
+    room = ImageOps.fit(Image.fromarray(background.over_white()), alpha.shape[::-1])
+    if profile != background.profile:
+        room = convert_colors(room, background.profile, profile)
+    return np.array(Image.composite(Image.fromarray(colors), room, Image.fromarray(alpha)))
+
+
+def _preview(path: Path, mask: Path, cutout: Path) -> dict:
+    """What the page shows of a photo: its name, and the photo, alpha and cut-out as addresses."""
+    with open_picture(mask) as alpha, open_picture(cutout) as car:
+        pictures = [Image.fromarray(read_photo(path).over_white()), alpha.convert("RGB"), car]
+        for picture in pictures:
+            picture.thumbnail((PREVIEW, PREVIEW))
+        addresses = [embed(np.array(picture)) for picture in pictures]
+    return dict(zip(("photo", "alpha", "cutout"), addresses, strict=True)) | {"name": path.name}

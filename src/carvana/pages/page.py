@@ -19,6 +19,7 @@ def write_page(path: Path, template: str, **values: object) -> None:
 
 
 def embed(image: np.ndarray, quality: int = 75) -> str:
-    """uint8 (h, w, 3) RGB as a WebP in a `data:` address."""
-    _, data = cv2.imencode(".webp", image[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, quality])
+    """uint8 (h, w, 3) RGB or (h, w, 4) RGBA as a WebP in a `data:` address."""
+    stored = image[..., [2, 1, 0, 3][: image.shape[2]]]
+    _, data = cv2.imencode(".webp", stored, [cv2.IMWRITE_WEBP_QUALITY, quality])
     return "data:image/webp;base64," + base64.b64encode(data).decode()

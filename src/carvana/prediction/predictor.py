@@ -1,5 +1,6 @@
 """From photos to probabilities or runs at photo size, in one pass: each photo is read once, and no map is kept."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import reduce
@@ -20,9 +21,12 @@ from carvana.models.checkpoint import Checkpoint
 from carvana.prediction.backends import prepare_model
 from carvana.prediction.ensemble import weighted_mean
 from carvana.prediction.postprocess import AS_IT_IS, PostProcess
+from carvana.prediction.tiles import blend_tiles
 from carvana.prediction.tta import TTA, Network
 
 THREADS = 2  # that bring finished batches to photo size and encode them
+TRAINED_ON = 1280 * 1918  # pixels of the photos that networks were trained on
+TILE = 640  # pixels of the coarsest network: a side of a tile
 WAITING = 4  # finished batches at most, so that a slow encoder slows the model down instead of filling the memory
 
 
@@ -118,16 +122,34 @@ class Predictor:
                     yield row
                     bar.update()
 
-    def image(self, image: np.ndarray) -> torch.Tensor:
-        """The probabilities (H, W), on the device, of one photo of any size, uint8 (H, W, 3) RGB.
+    def image(self, image: np.ndarray, tiles: bool = False, name: str = "the photo") -> torch.Tensor:
+        """The probabilities (H, W) of one photo of any size, uint8 (H, W, 3) RGB; `name` is for errors.
 
-        It is shown to the networks in its own proportions, with about as many pixels as they were trained on.
+        It is shown to the networks in its own proportions, with about as many pixels as they were trained on. With
+        `tiles` its contour is then sought in parts of it, at the scale of training if the photo is larger.
         """
+        size, whole = image.shape[:2], self._region(image, 1.0, name)
+        if not tiles:
+            return whole
+        area = min(math.prod(size), TRAINED_ON)
+        predict = lambda tile: self._region(tile, math.prod(tile.shape[:2]) / area, name).cpu().numpy()
+        side, reach = round(TILE * self.pixel(size, tiles)), math.ceil(4 * self.pixel(size))
+        return torch.from_numpy(blend_tiles(predict, image, whole.cpu().numpy(), side, reach))
+
+    def pixel(self, size: Size, tiles: bool = False) -> float:
+        """How many pixels of a photo of that size, along one side, a pixel of the coarsest network covers."""
+        area = min(math.prod(size), TRAINED_ON) if tiles else math.prod(size)
+        return math.sqrt(area / min(math.prod(fit.size) for fit in self.fits))
+
+    def _region(self, image: np.ndarray, share: float, name: str) -> torch.Tensor:
+        """The probabilities of a photo or of a tile of it, shown with that share of the networks' pixels."""
         size = image.shape[:2]
-        images = {fit: to_tensor(fit.like(size).image(image))[None].to(self.device.device) for fit in self.fits}
+        fits = {fit: fit.like(size, share) for fit in self.fits}
+        images = {fit: to_tensor(shown.image(image))[None].to(self.device.device) for fit, shown in fits.items()}
         with torch.inference_mode():
             (sums,) = self._mix(images)
-            return undo_fits([(fit.like(size), maps) for fit, maps in sums.items()], 0, size)[0]
+            self.check(Batch([name], [sums], [size], [None], images))
+            return undo_fits([(fits[fit], maps) for fit, maps in sums.items()], 0, size)[0]
 
     def batches(self, photos: Photos, image_ids: list[str], masks: bool = False) -> Iterator[Batch]:
         """The photos in batches out of the networks, with the true masks if asked for."""
