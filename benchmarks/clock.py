@@ -59,7 +59,7 @@ def train_by_clock(race: Race, recipe: Recipe) -> Trained:
         photos += len(images)
         if (len(points) + 1) / EVALUATIONS * seconds <= clock < seconds:
             scores = score(model, recipe.fit, race, image_ids)
-            points.append({"minutes": clock / 60, "dice": sum(scores) / len(scores), "photos": len(scores)})
+            points.append({"minutes": clock / 60, "dice": float(scores["dice"].mean()), "photos": len(scores)})
             say(f"{clock / 60:.1f} min, {photos} photos: Dice {points[-1]['dice']:.5f} on {len(scores)} photos")
     return Trained(model, recipe.fit, clock / 60, photos, points)
 

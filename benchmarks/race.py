@@ -3,13 +3,15 @@
 from dataclasses import dataclass, field
 
 import library  # noqa: F401
+import pandas as pd
 from torch import nn
 
 from carvana.config import Config
 from carvana.data.geometry import Fit, Size
+from carvana.data.images import car_of
 from carvana.data.loader import Loading
 from carvana.device import Device
-from carvana.evaluation.metrics import dice
+from carvana.evaluation.metrics import dice, errors_beyond
 from carvana.prediction.predictor import Member, Predictor
 from carvana.prediction.tta import TTA
 from carvana.training.state import Fold
@@ -40,8 +42,13 @@ class Trained:
     notes: dict = field(default_factory=dict)
 
 
-def score(model: nn.Module, fit: Fit, race: Race, image_ids: list[str], views: list[str] = ("identity",)) -> list:
-    """Dice of each photo, at photo size."""
-    predictor = Predictor([[Member(fit, TTA(model.eval(), views))]], race.device, Loading())
-    predictions = predictor.predict(race.fold.val, image_ids, masks=True, description="evaluate")
-    return [dice(prediction.probs >= THRESHOLD, prediction.mask) for prediction in predictions]
+def score(
+    model: nn.Module, fit: Fit, race: Race, image_ids: list[str], views: list[str] = ("identity",)
+) -> pd.DataFrame:
+    """A row a photo, at photo size: car, dice, and the columns of BEYOND."""
+    predictor, rows = Predictor([[Member(fit, TTA(model.eval(), views))]], race.device, Loading()), []
+    for prediction in predictor.predict(race.fold.val, image_ids, masks=True, description="evaluate"):
+        mask, truth = prediction.probs >= THRESHOLD, prediction.mask
+        errors = errors_beyond(mask.cpu().numpy(), truth.cpu().numpy())
+        rows.append({"car": car_of(prediction.image_id), "dice": dice(mask, truth)} | errors)
+    return pd.DataFrame(rows)

@@ -20,6 +20,7 @@ from carvana import command
 from carvana.data.folds import read_folds
 from carvana.data.images import open_train
 from carvana.device import Device, chosen_precision, process_state
+from carvana.evaluation.metrics import BEYOND, bootstrap_interval
 from carvana.experiment import load_experiment
 from carvana.log import replacing, say, write_json
 from carvana.prediction.tta import parse_views
@@ -86,10 +87,12 @@ def compete(name: str, race: Race, views: list[str]) -> dict:
     trained = CONTESTANTS[name].train(race)
     image_ids = race.fold.val.image_ids
     scores = score(trained.model, trained.fit, race, image_ids)
-    mean = sum(scores) / len(scores)
+    mean = float(scores["dice"].mean())
     result = {
         "dice": mean,
-        "worst": min(scores),
+        "worst": float(scores["dice"].min()),
+        "errors": {name: float(scores[name].mean()) for name in BEYOND},
+        "intervals": {name: bootstrap_interval(scores[name].to_numpy(), scores["car"]) for name in BEYOND},
         "minutes": trained.minutes,
         "photos_per_second": trained.photos / (60 * trained.minutes),
         "photos": trained.photos,
@@ -100,7 +103,7 @@ def compete(name: str, race: Race, views: list[str]) -> dict:
     }
     if len(views) > 1:
         with_views = score(trained.model, trained.fit, race, image_ids, views)
-        result["dice_with_views"] = sum(with_views) / len(with_views)
+        result["dice_with_views"] = float(with_views["dice"].mean())
     return result
 
 
@@ -111,13 +114,15 @@ def report(results: dict[str, dict]) -> None:
     print(f"{headline(first['machine'])}; {task['minutes']:g} minutes of training for each")
     print(f"{len(task['train_cars'])} cars to train on, {len(task['val_cars'])} held out (fold {task['fold']})")
     views = f"  with {'+'.join(task['views'][1:])}" if len(task["views"]) > 1 else ""
-    print(f"{'':14}{'size':>10}{'minutes':>9}{'photos/s':>10}{'Dice':>9}{'1 - Dice':>10}{'worst':>9}{views}")
+    errors = "".join(f"{f'> {pixels} px':>9}" for pixels in BEYOND.values())
+    print(f"{'':14}{'size':>10}{'minutes':>9}{'photos/s':>10}{'Dice':>9}{'1 - Dice':>10}{errors}{'worst':>9}{views}")
     for name, result in results.items():
         size = "x".join(map(str, result["size"]))
+        errors = "".join(f"{result['errors'][column]:>9.5f}" for column in BEYOND)
         mirrored = f"{result['dice_with_views']:>{len(views)}.5f}" if views else ""
         print(
             f"{name:14}{size:>10}{result['minutes']:>9.2f}{result['photos_per_second']:>10.2f}"
-            f"{result['dice']:>9.5f}{1 - result['dice']:>10.5f}{result['worst']:>9.5f}{mirrored}"
+            f"{result['dice']:>9.5f}{1 - result['dice']:>10.5f}{errors}{result['worst']:>9.5f}{mirrored}"
         )
     if ours := results.get("ours"):
         notes = ours["notes"]
@@ -126,6 +131,9 @@ def report(results: dict[str, dict]) -> None:
         for name in [name for name in results if name != "ours"]:
             share = (1 - ours["dice"]) / (1 - results[name]["dice"])
             print(f"the error (1 - Dice) of ours is {100 * share:.1f} % of that of {name}")
+    for name, result in results.items():
+        shown = (f"{beyond} {low:.5f} to {high:.5f}" for beyond, (low, high) in result["intervals"].items())
+        print(f"{name}: 95 % of cars drawn anew: {', '.join(shown)}")
 
 
 def plot(results: dict[str, dict], path: Path) -> None:

@@ -14,10 +14,11 @@ from carvana.data.loader import Loading
 from carvana.data.rle import rle_decode
 from carvana.errors import InputError
 from carvana.evaluation import oof as evaluation
-from carvana.evaluation.metrics import THRESHOLDS, dice
+from carvana.evaluation.metrics import BEYOND, THRESHOLDS, dice
 from carvana.evaluation.oof import common_checkpoints, merge_oof, predict_oof, read_oof, write_oof
 from carvana.evaluation.pixels import Search
 from carvana.evaluation.selection import predict_choices, sample_pixels
+from carvana.log import write_json
 from carvana.models.checkpoint import load_checkpoint
 from carvana.prediction.ensemble import Choice, read_ensemble
 from carvana.prediction.postprocess import AS_IT_IS, PostProcess
@@ -67,11 +68,18 @@ def test_each_photo_is_scored_by_the_fold_that_did_not_see_its_car(unseen, oof):
         assert dice(torch.from_numpy(rle_decode(oof.masks[place], mask.shape)), probs >= 0.5) > 0.999
 
 
+def test_what_an_earlier_version_evaluated_is_refused(written):
+    folder, summary = written
+    write_json(folder / "oof.json", {key: value for key, value in summary.items() if key != "errors"})
+    with pytest.raises(InputError, match=r"small: evaluated by an earlier version; run src/evaluate\.py small again"):
+        read_oof(folder)
+
+
 def test_summary_table_and_curve_agree(written, oof):
     folder, summary = written
     content, copy = read_oof(folder)
     assert (content, copy.masks, copy.curves.tolist()) == (summary, oof.masks, oof.curves.tolist())
-    assert copy.table.columns.tolist() == ["image_id", "car", "angle", "fold", "dice"]
+    assert copy.table.columns.tolist() == ["image_id", "car", "angle", "fold", *BEYOND, "dice"]
     assert copy.table["dice"].mean() == pytest.approx(summary["dice"], abs=1e-6)
     assert summary["curve"][f"{summary['threshold']:.2f}"] == pytest.approx(summary["dice"])
     assert summary["interval"][0] <= summary["dice"] <= summary["interval"][1]

@@ -18,6 +18,7 @@ from carvana.data.images import Photos, angle_of, car_of, open_train
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
 from carvana.device import Device
+from carvana.evaluation.metrics import errors_beyond
 from carvana.evaluation.oof import Oof, Unseen, write_oof
 from carvana.log import write_records
 from carvana.models import build_model
@@ -35,10 +36,11 @@ def oof_of(photos: Photos, fold_of: pd.Series, shift: int) -> Oof:
     for image_id in photos.image_ids:
         mask, car = photos.mask(image_id), car_of(image_id)
         predicted = np.roll(mask, shift + angle_of(image_id) // 8, axis=1)
-        rows.append((image_id, car, angle_of(image_id), fold_of.get(car)))
+        row = {"image_id": image_id, "car": car, "angle": angle_of(image_id), "fold": fold_of.get(car)}
+        rows.append(row | errors_beyond(predicted, mask))
         curves.append(np.full(99, (mask & predicted).sum() / mask.sum()))
         masks.append(rle_encode(predicted))
-    return Oof(pd.DataFrame(rows, columns=["image_id", "car", "angle", "fold"]), np.stack(curves), masks)
+    return Oof(pd.DataFrame(rows), np.stack(curves), masks)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from carvana.errors import InputError
-from carvana.evaluation.metrics import bootstrap_interval
+from carvana.evaluation.metrics import BEYOND, bootstrap_interval
+from carvana.evaluation.oof import error_line
 
 EXTREMES = 3  # cars shown at either end
 
@@ -21,6 +22,7 @@ class Comparison(NamedTuple):
     gaining: int  # cars
     losing: int
     p_value: float  # two-sided sign test: cars that gain against cars that lose
+    errors: dict[str, dict]  # of each of BEYOND the mean difference and its interval
 
     @property
     def verdict(self) -> str:
@@ -33,12 +35,16 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> Comparison:
     both = first.merge(second, on=["image_id", "car"], suffixes=("_first", "_second"))
     if both.empty:
         raise InputError("the two experiments share no photo: evaluate them on the same cars")
-    gains = both["dice_second"] - both["dice_first"]
+    gains, differences = both["dice_second"] - both["dice_first"], {}
+    for name in BEYOND:
+        difference = both[f"{name}_second"] - both[f"{name}_first"]
+        interval = bootstrap_interval(difference.to_numpy(), both["car"])
+        differences[name] = {"mean": float(difference.mean()), "interval": interval}
     cars = gains.groupby(both["car"]).mean().sort_values()
     gaining, losing = int((cars > 0).sum()), int((cars < 0).sum())
     p_value = float(binomtest(gaining, gaining + losing).pvalue) if gaining + losing else 1.0
     interval = bootstrap_interval(gains.to_numpy(), both["car"])
-    return Comparison(float(gains.mean()), interval, cars, len(both), gaining, losing, p_value)
+    return Comparison(float(gains.mean()), interval, cars, len(both), gaining, losing, p_value, differences)
 
 
 def comparison_lines(first: dict, second: dict, comparison: Comparison) -> list[str]:
@@ -54,6 +60,7 @@ def comparison_lines(first: dict, second: dict, comparison: Comparison) -> list[
         *headlines,
         f"{after} less {before}, on {comparison.photos} photos of {len(cars)} cars: {comparison.gain:+.5f}",
         f"  95 % of cars drawn anew: {low:+.5f} to {high:+.5f}",
+        *(error_line(name, **difference, form="+.5f") for name, difference in comparison.errors.items()),
         f"  {comparison.gaining} cars gain, {comparison.losing} lose; sign test p = {comparison.p_value:.3g}",
         *[f"  {car} {gain:+.5f}" for car, gain in [*cars.head(shown).items(), *cars.tail(shown).items()]],
         f"{after} against {before}: {comparison.verdict}",

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 
 THRESHOLDS = tuple(level / 100 for level in range(1, 100))
+BEYOND = {"beyond_1px": 1, "beyond_5px": 5}  # pixels from the true contour, by column of an out-of-fold table
 
 
 def dice(prediction: torch.Tensor, mask: torch.Tensor) -> float:
@@ -25,6 +27,22 @@ def dice_curve(probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     above_other, above_car = counts.view(2, 128).flip(1).cumsum(1).flip(1)[:, 1:100]
     total = above_other + above_car + counts[128:].sum()
     return torch.where(total > 0, 2 * above_car / total.clamp(min=1), 1.0)
+
+
+def errors_beyond(prediction: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """The part of 1 - Dice that lies further from the true contour than each of BEYOND; of bool masks (H, W).
+
+    The first pixel is mostly the annotators' choice: two networks that differ there need not differ in what they know.
+    """
+    far = pixels_from_contour(mask)[prediction != mask]
+    total = max(int(prediction.sum()) + int(mask.sum()), 1)
+    return {name: int((far > pixels).sum()) / total for name, pixels in BEYOND.items()}
+
+
+def pixels_from_contour(mask: np.ndarray) -> np.ndarray:
+    """Pixels from each pixel to the nearest one on the other side of the contour, 1 beside it: float32 (H, W)."""
+    inside, outside = (cv2.distanceTransform(side.view(np.uint8), cv2.DIST_L2, 5) for side in (mask, ~mask))
+    return np.where(mask, inside, outside)
 
 
 def bootstrap_interval(values: np.ndarray, cars: Sequence[str], draws: int = 2000, seed: int = 0) -> list[float]:

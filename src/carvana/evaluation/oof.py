@@ -16,7 +16,7 @@ from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
 from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError
-from carvana.evaluation.metrics import THRESHOLDS, bootstrap_interval, dice_curve
+from carvana.evaluation.metrics import BEYOND, THRESHOLDS, bootstrap_interval, dice_curve, errors_beyond
 from carvana.log import replacing, say, write_json
 from carvana.models.checkpoint import Checkpoint, load_checkpoint, read_facts
 from carvana.prediction.ensemble import Checkpoints
@@ -32,7 +32,7 @@ MASKS, GZIP = "oof_masks.csv.gz", {"compression": {"method": "gzip", "mtime": 0}
 class Oof:
     """What out-of-fold prediction leaves of each photo; the maps themselves are not kept."""
 
-    table: pd.DataFrame  # a row a photo: image_id, car, angle, fold
+    table: pd.DataFrame  # a row a photo: image_id, car, angle, fold, and of its mask at HALF what BEYOND names
     curves: np.ndarray  # (photos, 99) float64: its Dice at each of THRESHOLDS
     masks: list[str]  # its mask at HALF, as RLE
 
@@ -121,10 +121,12 @@ def _predict_share(unseen: Unseen, views: Sequence[str], backend: str) -> Oof:
     members = lambda networks: [fold_members([*networks.values()], views, unseen.device, backend=backend)]
     for prediction in unseen.predict(members, "evaluate"):
         image_id = prediction.image_id
-        rows.append((image_id, car_of(image_id), angle_of(image_id), fold_of[image_id]))
+        mask = (prediction.probs >= HALF).cpu().numpy()
+        row = {"image_id": image_id, "car": car_of(image_id), "angle": angle_of(image_id), "fold": fold_of[image_id]}
+        rows.append(row | errors_beyond(mask, prediction.mask.cpu().numpy()))
         curves.append(dice_curve(prediction.probs, prediction.mask).cpu().numpy())
-        masks.append(rle_encode((prediction.probs >= HALF).cpu().numpy()))
-    table = pd.DataFrame(rows, columns=["image_id", "car", "angle", "fold"])
+        masks.append(rle_encode(mask))
+    table = pd.DataFrame(rows).round(6)  # as oof.csv holds it
     return Oof(table, np.reshape(curves, (-1, len(THRESHOLDS))), masks)
 
 
@@ -166,7 +168,8 @@ def _write(folder: Path, oof: Oof, facts: dict) -> dict:
     summary = {
         "experiment": folder.name,
         "dice": float(table["dice"].mean()),
-        "interval": bootstrap_interval(table["dice"].to_numpy(), table["car"]),
+        "interval": _interval(table, "dice"),
+        "errors": {name: {"mean": float(table[name].mean()), "interval": _interval(table, name)} for name in BEYOND},
         "threshold": threshold,
         "dice_at_half": float(mean_curve[THRESHOLDS.index(0.5)]),
         "photos": len(table),
@@ -188,6 +191,10 @@ def _write(folder: Path, oof: Oof, facts: dict) -> dict:
     return summary
 
 
+def _interval(table: pd.DataFrame, column: str) -> list[float]:
+    return bootstrap_interval(table[column].to_numpy(), table["car"])
+
+
 def read_oof(folder: Path) -> tuple[dict, Oof]:
     """oof.json, and what its neighbours hold; the table has the column dice. InputError if it was not evaluated."""
     try:
@@ -196,6 +203,8 @@ def read_oof(folder: Path) -> tuple[dict, Oof]:
         masks = pd.read_csv(folder / MASKS, keep_default_na=False, dtype=str)
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise InputError(f"{folder}: {error}; run src/evaluate.py {folder.name} first") from None
+    if "errors" not in summary:
+        raise InputError(f"{folder}: evaluated by an earlier version; run src/evaluate.py {folder.name} again")
     if len(table) != len(curves) or masks["img"].tolist() != table["image_id"].tolist():
         raise InputError(f"{folder}: its oof files are of different photos; run src/evaluate.py {folder.name} again")
     return summary, Oof(table, curves, masks["rle_mask"].tolist())
@@ -208,11 +217,18 @@ def summary_lines(summary: dict) -> list[str]:
         f"{summary['experiment']}: out-of-fold Dice {summary['dice']:.5f} per image at photo size",
         f"  {summary['photos']} photos of {summary['cars']} cars, views {' + '.join(summary['tta'])}",
         f"  95 % of cars drawn anew: {low:.5f} to {high:.5f}",
+        *(error_line(name, **error) for name, error in summary["errors"].items()),
         *(f"  fold {fold}: {dice:.5f}" for fold, dice in summary["folds"].items()),
     ]
     if summary["folds_missing"]:
         lines.append(f"  not trained yet, so not in the mean: fold {', '.join(map(str, summary['folds_missing']))}")
     return [*lines, f"  best threshold {summary['threshold']:.2f} (at 0.50: {summary['dice_at_half']:.5f})"]
+
+
+def error_line(name: str, mean: float, interval: Sequence[float], form: str = ".5f") -> str:
+    """What people read of a column of BEYOND, or of its difference."""
+    low, high = (format(value, form) for value in interval)
+    return f"  error beyond {BEYOND[name]} px of the true contour: {format(mean, form)} ({low} to {high})"
 
 
 def best_threshold(mean_curve: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> float:

@@ -10,6 +10,7 @@ import pandas as pd
 from carvana.data.images import Photos
 from carvana.data.loader import map_in_threads
 from carvana.data.rle import rle_decode
+from carvana.evaluation.metrics import pixels_from_contour
 from carvana.evaluation.oof import Oof
 from carvana.log import progress
 
@@ -39,9 +40,3 @@ def look_at(photos: Photos, pair: tuple[str, str]) -> tuple[dict, np.ndarray]:
     row |= dict(zip(("red", "green", "blue"), cv2.mean(image, mask.view(np.uint8)), strict=False))
     distances = np.searchsorted(BANDS, pixels_from_contour(mask)[extra | missed])
     return row, np.bincount(distances, minlength=len(BANDS) + 1)
-
-
-def pixels_from_contour(mask: np.ndarray) -> np.ndarray:
-    """Pixels from each pixel to the nearest one on the other side of the contour, 1 beside it: float32 (H, W)."""
-    inside, outside = (cv2.distanceTransform(side.view(np.uint8), cv2.DIST_L2, 5) for side in (mask, ~mask))
-    return np.where(mask, inside, outside)
