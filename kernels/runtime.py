@@ -45,6 +45,10 @@ class Session:
         return max(self.settings["hours"] * (1 - RESERVE) - (time.monotonic() - self.started) / 3600, 0)
 
     @property
+    def memory_gib(self) -> float:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+    @property
     def gpus(self) -> int:
         return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
 

@@ -16,7 +16,9 @@ for (_, fold), folder in session.find_folds([experiment]).items():
         print(f"{fold} continues from {folder}")
 options = ["--input", data, "--runs", runs]
 options += ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
-settings = [part for override in SETTINGS["overrides"] for part in ("--set", override)]
+at_once = 1 if SETTINGS["together"] else min(len(folds), session.gpus or 2)
+settings = ["--set", f"data.cache_gib={0.6 * session.memory_gib / at_once:.1f}"]  # what the memory can hold of files
+settings += [part for override in SETTINGS["overrides"] for part in ("--set", override)]
 if SETTINGS["encoder"]:
     weights = "null" if SETTINGS["internet"] else session.find_weights(SETTINGS["encoder"])
     settings += ["--set", f"model.weights={weights}"]

@@ -211,3 +211,52 @@ def test_cutouts_compares_rims_in_three_rooms(capsys):
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["studio", "studio", "dusk", "dusk", "leaves", "leaves"]
     assert all(0 < float(line.split("alpha ")[1].split()[0]) < 0.5 for line in lines)
+
+
+def test_limits_state_each_part_of_the_work_as_a_share(small, capsys, monkeypatch):
+    import limits
+
+    monkeypatch.setattr(limits, "COPIED", 2**20)
+    monkeypatch.setattr(limits, "CPU_SIDES", dict.fromkeys(limits.CPU_SIDES, 64))
+    limits.main(small["experiment"], small["input_root"], small["cars"], seconds=0)
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^(?:matrix product, (?:bf16|fp16|fp32)|copy) +[\d.]+ [TG]", printed, re.M)) == 4
+    shares = [float(line.split()[-2]) for line in printed.splitlines() if line.endswith("%")]
+    assert len(shares) == 4
+    assert all(0 <= share < 150 for share in shares)
+
+
+def test_loader_compares_what_it_delivers_with_what_is_computed_of_a_t4(small, capsys, monkeypatch):
+    import loader
+
+    monkeypatch.setattr(loader, "SECONDS", 0)
+    loader.main(small["experiment"], small["input_root"], small["cars"], workers=1)
+    printed = capsys.readouterr().out
+    decoded, cached, kept, _, first, later, alone, both = printed.partition("32x48")[2].split()[:8]
+    assert float(kept) == 100
+    assert float(first) == pytest.approx(4 * float(decoded), abs=0.3)
+    assert float(later) == pytest.approx(4 * float(cached), abs=0.3)
+    assert float(both) == pytest.approx(2 * float(alone), abs=0.1)
+    assert printed.count("at half size") == 4
+
+
+def test_selftest_measures_each_experiment_and_goes_on_after_one_that_does_not_fit(demo, tmp_path, monkeypatch):
+    import selftest
+
+    def measure(config, *arguments):
+        if config.name == "vanilla_unet":
+            raise InputError("out of memory with a single photo")
+        return measured(config, *arguments)
+
+    measured, path = selftest.measure, tmp_path / "selftest.json"
+    monkeypatch.setattr(selftest, "measure", measure)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    selftest.main(0, path, demo / "input", "vanilla_unet,unet_lite0", scale=0.05)
+    report = json.loads(path.read_text())
+    assert report["torch"] == version("torch")
+    assert report["experiments"]["vanilla_unet"] == {"error": "out of memory with a single photo"}
+    result = report["experiments"]["unet_lite0"]
+    assert result.pop("memory_gib") is None or torch.cuda.is_available()
+    assert result.pop("train_photos_per_second").keys() == {"channels_last", "contiguous"}
+    assert result.keys() >= {"predict_photos_per_second", "share_of_peak", "computed_gib", "loader_photos_per_second"}
+    assert all(value > 0 for value in result.values())
