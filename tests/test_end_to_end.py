@@ -139,19 +139,3 @@ def test_a_killed_training_resumes_to_the_same_weights_and_leaves_no_process(wor
     run_script(*f"{command} --resume".split(), cwd=root)  # without loaders
     whole, resumed = (models(root, name)[-1].state_dict() for name in ("tiny", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def test_two_processes_share_the_photos_of_each_fold_and_average_their_weights(workplace):
-    root, _ = workplace
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = "--name shared --set train.epochs=1 --set train.average=1 --tracker tensorboard"
-    words = f"{SRC}/train.py tiny.yaml {options} {DATA} {FOLDS}".split()
-    result = subprocess.run([*torchrun, *words], cwd=root, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    for fold in (0, 1):
-        (record,) = read_records(root / f"runs/shared/fold{fold}/log.jsonl")
-        assert (record["processes"], record["step"], record["photos"]) == (2, 4, 32)
-        for line in (f"fold {fold} epoch 1/1", f"fold {fold}: mean of 1 epochs"):
-            assert result.stderr.count(line) == 1  # one process talks
-    assert len(list(root.glob("runs/shared/fold*/tensorboard/*"))) == 2
-    assert not list(root.glob("runs/shared/fold*/epochs"))

@@ -6,6 +6,7 @@
 
 # %% Data, encoder weights, and what an earlier session left
 import json
+import os
 
 data = session.find_data()
 experiment, folds = SETTINGS["experiment"], SETTINGS["folds"]
@@ -16,8 +17,10 @@ for (_, fold), folder in session.find_folds([experiment]).items():
         print(f"{fold} continues from {folder}")
 options = ["--input", data, "--runs", runs]
 options += ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
-at_once = 1 if SETTINGS["together"] else min(len(folds), session.gpus or 2)
-settings = ["--set", f"data.cache_gib={0.6 * session.memory_gib / at_once:.1f}"]  # what the memory can hold of files
+processes = (session.gpus or 2) if SETTINGS["together"] or len(folds) > 1 else 1
+caches = 1 if SETTINGS["together"] else processes  # of which the memory is to hold the files
+settings = ["--set", f"data.cache_gib={0.6 * session.memory_gib / caches:.1f}"]
+settings += ["--set", f"data.num_workers={os.cpu_count() // processes}"]
 settings += [part for override in SETTINGS["overrides"] for part in ("--set", override)]
 if SETTINGS["encoder"]:
     weights = "null" if SETTINGS["internet"] else session.find_weights(SETTINGS["encoder"])

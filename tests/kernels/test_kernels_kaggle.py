@@ -318,17 +318,18 @@ def test_sessions_and_hours_are_planned_before_anything_is_sent(server, capsys):
 
 def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_path, capsys):
     rates = {"train_photos_per_second": {"channels_last": 16.0, "contiguous": 20.0}, "predict_photos_per_second": 50}
-    report = {"unet_resnet34_512": rates | {"loader_photos_per_second": 40.0}, "unet_lite0": {"error": "no memory"}}
-    write_json(tmp_path / "build" / "selftest.json", {"experiments": report})
+    selftest, ten_epochs = tmp_path / "build" / "selftest.json", {"folds": "0", "overrides": ["train.epochs=10"]}
+    write_json(selftest, {"experiments": {"demo": rates | {"loader_photos_per_second": 40.0}}})
     server.faults = {"GetAcceleratorQuotaStatistics": [503]}
-    launch.plan("unet_resnet34_512", folds="0", overrides=["train.epochs=10"])
+    launch.plan("demo", **ten_epochs)
     train, _, total, last = capsys.readouterr().out.splitlines()
     folds = pd.read_csv(packing.FOLDS)["fold"]
     seconds = 10 * 16 * (sum(folds != 0) / 20 + sum(folds == 0) / 40)
     assert train == f"train folds 0: {seconds / 3600:.1f} h measured, 1 session(s) of two T4"
     assert re.search(r"how many GPU hours are left this week is unknown \(.*503 Server Error", total)
     assert last.startswith("measured: ")
-    launch.plan("unet_lite0", folds="0")
+    write_json(selftest, {"experiments": {"demo": {"error": "no memory"}}})
+    launch.plan("demo", **ten_epochs)
     assert "h computed" in capsys.readouterr().out
 
 
@@ -437,6 +438,7 @@ def run_on_two(text: str, root: Path, mounts: dict[str, Path], slow: bool = Fals
 def test_two_processes_that_run_out_of_hours_are_continued_to_the_same_bytes(season, mounts, tmp_path):
     """Training by torchrun, whose own status is 1 then; prediction by a plain process each."""
     together = season.requests[0]["text"].replace("'together': False", "'together': True")
+    together = together.replace("'train.epochs=2'", "'train.epochs=2', 'train.average=1'")
     whole = run_on_two(together, tmp_path / "whole", mounts)
     stopped = run_on_two(together, tmp_path / "stopped", mounts, slow=True)
     continued = run_on_two(together, tmp_path / "continued", mounts | {"notebooks/a": stopped.working})
@@ -444,22 +446,20 @@ def test_two_processes_that_run_out_of_hours_are_continued_to_the_same_bytes(sea
     assert [kaggle.status["folds"] for kaggle in sessions] == [{"0": 3}, {"0": 0}, {"0": 0}]
     first, second = (load_file(kaggle.working / WEIGHTS) for kaggle in (continued, whole))  # they name their mounts
     assert all(torch.equal(first[name], second[name]) for name in second)
+    fold = whole.working / "runs" / "demo" / "fold0"
+    records = [json.loads(line) for line in (fold / "log.jsonl").read_text().splitlines()]
+    assert [(record["processes"], record["photos"]) for record in records] == [(2, 16)] * 2
+    for line in ("fold 0 epoch 1/2", "fold 0: mean of 1 epochs"):
+        assert whole.log.count(line) == 1  # one process talks
+    assert not (fold / "epochs").exists()
     text, trained = season.requests[3]["text"].replace("[1, 3]", "[1, 1]"), {"notebooks/a": whole.working}
     stopped = run_on_two(text, tmp_path / "stopped blocks", mounts | trained, slow=True)
-    continued = run_on_two(text, tmp_path / "continued blocks", mounts | trained | {"notebooks/b": stopped.working})
+    continued = Kaggle(tmp_path / "rest", mounts | trained | {"notebooks/b": stopped.working}, text)
+    assert continued.run().returncode == 0  # with a single one
     assert (stopped.status["finished"], stopped.status["faults"], continued.status["finished"]) == (False, [], True)
     assert re.search(r"[1-3] of 4 blocks are there already", continued.log)
-    options = [
-        "--input",
-        next(iter(mounts.values())),
-        "--runs",
-        whole.working / "runs",
-        "--tta",
-        "none",
-        "--output",
-        tmp_path / "x.csv",
-    ]
-    run_script("make_submission.py", "demo", *options)
+    options = ["--input", next(iter(mounts.values())), "--runs", whole.working / "runs", "--tta", "none"]
+    run_script("make_submission.py", "demo", *options, "--output", tmp_path / "x.csv")
     assert list(read_submission(continued.working / "submission.csv.gz")) == list(read_submission(tmp_path / "x.csv"))
 
 
