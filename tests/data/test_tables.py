@@ -49,7 +49,7 @@ def test_folds_saved_by_a_spreadsheet_or_zipped(tmp_path):
     (b"", "empty"), (b"\xef\xbb\xbf\r\n", "empty"), (b"\xff\xd8\xff\xe0", "cannot be read as CSV"),
     (b'a,"b\n', "cannot be read as CSV"), (zipped("a.csv", "b.csv"), "holds 2 files, must hold one CSV"),
     (zipped("a.csv")[:60], "cut or corrupt zip"),
-])  # fmt: skip
+], ids=range(6))  # fmt: skip
 def test_what_is_no_csv_is_named(data, words):
     with pytest.raises(InputError, match=rf"^x\.csv: .*{words}.*it( again)?$"):
         read_rows(data, "x.csv", "fetch it again")

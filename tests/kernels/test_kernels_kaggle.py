@@ -316,11 +316,12 @@ def test_sessions_and_hours_are_planned_before_anything_is_sent(server, capsys):
     assert ("multiplications" in lines[-1], server.calls) == (True, ["GetAcceleratorQuotaStatistics"])
 
 
-def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_path, capsys):
+def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_path, capsys, monkeypatch):
     rates = {"train_photos_per_second": {"channels_last": 16.0, "contiguous": 20.0}, "predict_photos_per_second": 50}
     selftest, ten_epochs = tmp_path / "build" / "selftest.json", {"folds": "0", "overrides": ["train.epochs=10"]}
     write_json(selftest, {"experiments": {"demo": rates | {"loader_photos_per_second": 40.0}}})
     server.faults = {"GetAcceleratorQuotaStatistics": [503]}
+    monkeypatch.setattr(outputs, "computed_hours", lambda *_: {0: 7.0})
     launch.plan("demo", **ten_epochs)
     train, _, total, last = capsys.readouterr().out.splitlines()
     folds = pd.read_csv(packing.FOLDS)["fold"]
@@ -330,7 +331,7 @@ def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_p
     assert last.startswith("measured: ")
     write_json(selftest, {"experiments": {"demo": {"error": "no memory"}}})
     launch.plan("demo", **ten_epochs)
-    assert "h computed" in capsys.readouterr().out
+    assert "7.0 h computed" in capsys.readouterr().out
 
 
 def test_a_selftest_is_fetched_for_the_plan(server, mounts, tmp_path, monkeypatch):

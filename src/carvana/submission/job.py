@@ -159,7 +159,7 @@ def _predict_missing(job: Job, devices: list[Device], blocks: Blocks, missing: l
     shares = [share(missing, number, count) for number in range(count)]
     jobs = [replace(job, device=device) for device in devices]
     calls = [(job, blocks, claimed, end) for job, claimed in zip(jobs, shares, strict=True) if claimed]
-    figures = side_by_side(fill_blocks, calls) if calls else []
+    figures = side_by_side(fill_blocks, calls) if calls and time.monotonic() < end else []
     if missing := len(blocks.missing()):
         finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
         say(f"{blocks.output}: stopped before it is whole, {finished}; give the same command to continue")
