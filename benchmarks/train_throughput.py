@@ -54,7 +54,13 @@ def main(
     images, masks = images.to(device.device), masks.to(device.device).float() / 255
     steps = len(source.image_ids) // len(images)
     default = bare_step(default_model(config, device), config, images, masks, device)
-    float32 = bare_step(channels_first_model(config, device), config, images, masks, Device(device.device))
+    float32 = bare_step(
+        default_model(config, device).lay_out(device.device, torch.contiguous_format),
+        config,
+        images,
+        masks,
+        Device(device.device),
+    )
     for step in (default, float32):
         step()  # oneDNN and cuDNN choose their kernels
     print(f"{headline(describe_machine(device))}; {config.name}, {len(source.image_ids)} photos a block")
@@ -76,14 +82,7 @@ def default_model(config: Config, device: Device) -> Segmenter:
     model = build_model(config.model)
     if device.device.type == "cpu":
         speed_up_convolutions(model)
-    return model.to(device.device, memory_format=torch.channels_last)
-
-
-def channels_first_model(config: Config, device: Device) -> Segmenter:
-    """`Segmenter` hands channels_last images to its network; here they are brought back first."""
-    model = default_model(config, device).to(memory_format=torch.contiguous_format)
-    model.network.register_forward_pre_hook(lambda _, inputs: tuple(images.contiguous() for images in inputs))
-    return model
+    return model.lay_out(device.device, torch.channels_last)
 
 
 def bare_step(

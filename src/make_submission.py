@@ -61,7 +61,10 @@ def main(
     if estimate:
         return print(
             "\n".join(
-                [*job.estimate_lines(SESSION if hours is None else hours), f"peak memory {job.device.peak_memory()}"]
+                [
+                    *job.estimate_lines(SESSION if hours is None else hours, len(devices)),
+                    f"peak memory {job.device.peak_memory()}",
+                ]
             )
         )
     manifest = job.manifest(shard, block_size)

@@ -152,12 +152,11 @@ class Config(Group):
     @model_validator(mode="after")
     def _valid_stages(self) -> "Config":
         for number, stage in enumerate(self.earlier_stages):
-            train, data, place = stage.get("train"), stage.get("data"), f"earlier_stages: number {number}"
+            train, place = stage.get("train"), f"earlier_stages: number {number}"
             if not isinstance(train, dict) or "epochs" not in train:
                 raise ValueError(f"{place} has no train.epochs of its own")
-            if fixed := sorted(set(stage) - STAGED) + sorted(
-                {*train, *(data if isinstance(data, dict) else ())} & FIXED
-            ):
+            named = {*train, *dict(stage.get("data") or {})}
+            if fixed := sorted(set(stage) - STAGED) + sorted(named & FIXED):
                 raise ValueError(f"{place} cannot change {', '.join(fixed)}: they are of the whole run")
         try:
             _ = self._earlier

@@ -82,7 +82,7 @@ def open_devices(count: int | None = None, precision: str = "auto") -> list[Devi
         return [first] * (count or 1)
     gpus = torch.cuda.device_count()
     if (count or 1) > gpus:
-        raise InputError(f"--devices {count}: there are {gpus} GPUs")
+        raise InputError(f"--devices {count}: more than the GPUs of this machine, {gpus}; give fewer, or leave it out")
     return [first._replace(device=torch.device("cuda", index)) for index in range(count or gpus)]
 
 

@@ -58,11 +58,13 @@ def alone_in(folder: Path):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{folder}: another command is at work there; wait until it ends") from None
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
     finally:
         os.close(descriptor)
-        with suppress(OSError):  # it holds something
-            folder.rmdir()
 
 
 def write_records(path: Path, records: list[dict]) -> None:

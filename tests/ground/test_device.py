@@ -38,7 +38,7 @@ def test_all_gpus_share_a_prediction_or_the_cpu_does_it(monkeypatch):
         patch.setattr("carvana.device.process_state", lambda: type("State", (), gpus))
         assert [device.device.index for device in open_devices()] == [0, 1, 2]
         assert [device.precision for device in open_devices(2)] == ["fp16", "fp16"]
-        with pytest.raises(InputError, match="--devices 4: there are 3 GPUs"):
+        with pytest.raises(InputError, match="--devices 4: more than the GPUs of this machine, 3"):
             open_devices(4)
     assert [local_device(name).precision for name in ("bf16", "fp32")] == ["bf16", "no"]
     with pytest.raises(InputError, match="--precision fp64: choose from auto, bf16, fp16, fp32"):

@@ -70,7 +70,7 @@ def test_a_number_that_is_not_finite_ends_in_the_names_of_photo_and_checkpoint(p
     second = torch.arange(4).view(4, 1, 1, 1) == 1
     broken = lambda images: torch.where(second, number, BRIGHTNESS(images))
     members = [Member(SMALL, TTA(BRIGHTNESS)), Member(SMALL, TTA(broken), name="runs/x/fold1/best.safetensors")]
-    words = f"{photos.image_ids[1]}: runs/x/fold1/best.safetensors gives numbers that are not finite: give --precision"
+    words = f"{photos.image_ids[1]}: runs/x/fold1/best.safetensors gives numbers that are not finite: compute in fp32"
     for call in (Predictor.predict, partial(Predictor.encode, threshold=0.5)):
         with pytest.raises(InputError, match=words):
             list(call(predictor(members), photos, photos.image_ids))

@@ -123,7 +123,7 @@ def test_masks_of_a_broken_network_are_a_fault_unless_they_are_meant(tmp_path, r
     write_submission(tmp_path / "x.csv", zip(names, rles, strict=True))
     write_submission(tmp_path / "sample_submission.csv", ((name, "1 1") for name in names))
     faults, _ = find_faults(tmp_path / "x.csv", names, (4, 6))
-    assert faults == ([f"{fault}; --allow-empty if they are meant so"] if fault else [])
+    assert faults == ([f"{fault}; --allow-empty if it is meant so"] if fault else [])
     command = ["submission.py", "check", tmp_path / "x.csv", "--input", tmp_path, "--size", "4x6"]
     assert run_script(*command, check=False).returncode == (fault is not None)
     assert run_script(*command, "--allow-empty").stdout.endswith("all runs inside 6 x 4\n")

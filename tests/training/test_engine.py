@@ -136,9 +136,10 @@ def test_accumulated_gradients_of_coverage_are_the_whole_batchs(learner):
 
 def test_the_faster_memory_format_is_taken_on_a_gpu_or_the_configured_one(tiny, monkeypatch):
     learner = build_learner(tiny(train={"memory_format": "contiguous"}))
-    images, _ = engine.send(next(iter(batches())), learner)
-    weight = learner.model.network.encoder.conv_stem.weight
-    assert (images.is_contiguous(), weight.is_contiguous()) == (True, True)
+    stem, layouts = learner.model.network.encoder.conv_stem, []
+    stem.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0].is_contiguous()))
+    train(learner, 8)
+    assert (layouts, stem.weight.is_contiguous()) == ([True], True)
     gpu, shape = Device(torch.device("cuda")), torch.Size((2, 3, 32, 48))
     for faster in formats.FORMATS:
         slow = lambda *call, faster=faster: 1 + (call[3] != formats.FORMATS[faster])
@@ -146,7 +147,7 @@ def test_the_faster_memory_format_is_taken_on_a_gpu_or_the_configured_one(tiny, 
         assert formats.choose_format(learner.model, gpu, shape) == faster
     monkeypatch.undo()
     before = [tensor.clone() for tensor in learner.model.state_dict().values()]
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
     seconds = formats._seconds(learner.model.train(), learner.device, shape, torch.channels_last)
     assert 0 < seconds < 60
     assert all(torch.equal(*pair) for pair in zip(before, learner.model.state_dict().values(), strict=True))

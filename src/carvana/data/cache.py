@@ -45,7 +45,7 @@ class PhotoCache:
 
     def join(self, path: Path | None) -> "PhotoCache":
         """Shares the file of another process of this machine, which made it of the same photos and fit."""
-        if path:
+        if path and path.exists():  # another machine may have the same name
             self.path = path
             self._count = (path.stat().st_size - 1) // (1 + self._item_bytes)
         return self
@@ -117,8 +117,9 @@ class PhotoCache:
 def _room(folder: Path) -> int:
     """Free bytes of the folder's disk; half of the free memory where that is the disk, as /tmp is on some systems."""
     mounts = [part for part in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(part.mountpoint)]
-    is_memory = max(mounts, key=lambda part: len(part.mountpoint)).fstype in ("tmpfs", "ramfs")
+    mount = max(mounts, key=lambda part: len(part.mountpoint), default=None)
     free = shutil.disk_usage(folder).free
+    is_memory = mount and mount.fstype in ("tmpfs", "ramfs")
     return min(free, psutil.virtual_memory().available // 2) if is_memory else free
 
 

@@ -108,7 +108,7 @@ def predict_oof(unseen: Unseen, views: Sequence[str], backend: str = "torch", de
     With `devices` they are shared among those, a process each.
     """
     shares = [replace(unseen, device=device, part=(i, len(devices))) for i, device in enumerate(devices)] or [unseen]
-    oofs = side_by_side(_predict_share, [(part, views, backend) for part in shares])
+    oofs = side_by_side(_predict_share, [(part, views, backend) for part in shares if part.cars])
     order = np.argsort(np.concatenate([oof.table["fold"] for oof in oofs]), kind="stable")
     masks = [mask for oof in oofs for mask in oof.masks]
     table = pd.concat([oof.table for oof in oofs], ignore_index=True).iloc[order].reset_index(drop=True)

@@ -29,7 +29,7 @@ from carvana.provenance import git_commit, versions
 
 def show_views(network: Checkpoint, views: Sequence[str], device: Device) -> tuple[Fit, TTA]:
     """An experiment's network on the device, shown the views of each photo."""
-    model = network.model.to(device.device, memory_format=torch.channels_last)
+    model = network.model.lay_out(device.device, torch.channels_last)
     return Fit.of(network.config.data), TTA(model, views)
 
 

@@ -20,17 +20,24 @@ class Segmenter(nn.Module):
     colours in [0, 1], `border` is the number of mirrored pixels on each side. Its logits may have several channels.
     """
 
+    memory_format = torch.channels_last
+
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("mean", 255 * torch.tensor(network.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(network.std).view(1, 3, 1, 1))
 
+    def lay_out(self, device: torch.device, memory_format: torch.memory_format) -> "Segmenter":
+        """Moves it to the device, its weights in that format; images are brought to it."""
+        self.memory_format = memory_format
+        return self.to(device, memory_format=memory_format)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images, padding = pad_to_multiple(images, self.network.multiple, self.network.border)
         images = (images.to(self.mean.dtype) - self.mean) / self.std  # uint8 crosses the bus: a quarter of the bytes
         images = images.to(next(self.network.parameters()).dtype)  # prediction may have cast the weights
-        return unpad(self.network(images.contiguous(memory_format=torch.channels_last)), padding)
+        return unpad(self.network(images.contiguous(memory_format=self.memory_format)), padding)
 
 
 class Network(nn.Module):

@@ -38,15 +38,15 @@ class Native(nn.Module):
 
     def __init__(self, model: Segmenter, device: Device, size: Size):
         super().__init__()
-        self.memory_format = FORMATS[choose_format(model, device, torch.Size((*EXAMPLE[:2], *size)))]
-        self.model = model.to(device.device, memory_format=self.memory_format)
+        memory_format = FORMATS[choose_format(model, device, torch.Size((*EXAMPLE[:2], *size)))]
+        self.model = model.lay_out(device.device, memory_format)
         self.casts = device.precision == "bf16" and device.device.type == "cpu"
         if self.casts:
             self.model.network.bfloat16()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False) if self.casts else nullcontext():
-            return self.model(images.contiguous(memory_format=self.memory_format)).float()
+            return self.model(images).float()
 
 
 class OpenVino:

@@ -163,12 +163,13 @@ class Predictor:
         """Raises InputError, with the names of photo and checkpoint, if a probability is not finite."""
         if all(maps.isfinite().all() for sums in batch.sums for maps in sums.values()):
             return
+        remedy = "compute in fp32 (--precision fp32; in training --set train.precision=fp32), or train this fold again"
         for member in (member for mix in self.mixes for member in mix):
             with torch.inference_mode(), self.device.autocast():
                 finite = member.network(batch.images[member.fit]).isfinite().flatten(1).all(1)
             for image_id in compress(batch.image_ids, ~finite):
-                remedy = "give --precision fp32, or train this fold again"
                 raise InputError(f"{image_id}: {member.name} gives numbers that are not finite: {remedy}")
+        raise InputError(f"{', '.join(batch.image_ids)}: numbers that are not finite, though not twice: {remedy}")
 
     def _mix(self, images: dict[Fit, torch.Tensor]) -> list[dict[Fit, torch.Tensor]]:
         """For each mix and each of its fits the sum of its members' maps, weighted so that a mix is their mean."""

@@ -57,12 +57,14 @@ class Blocks:
             raise InputError(f"{self.folder}: an unfinished prediction with {difference}: {remedy}")
         if begun.commit != self.manifest.commit:
             say(f"note: {self.folder} was begun by other code, commit {begun.commit[:12]}")
+        if begun.device != self.manifest.device:
+            say(f"note: {self.folder} was begun on another device or in another precision, {begun.device}")
         return None
 
     def clear(self) -> None:
         """Removes what the folder holds, not the folder, which is locked."""
         for path in self.folder.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @cached_property
     def _pieces(self) -> list[list[str]]:

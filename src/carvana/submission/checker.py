@@ -59,7 +59,8 @@ def find_faults(path: Path, names: list[str], size: Size, allow_empty: bool = Fa
     whole = Listing()
     whole.add("", f"{count} rows, the sample has {len(names)}" if count != len(names) else None)
     whole.add("", runs.layout_fault())
-    (warnings if allow_empty else whole).add("", runs.degeneracy())
+    if odd := runs.degeneracy():
+        (warnings if allow_empty else whole).add("", odd if allow_empty else f"{odd}; --allow-empty if it is meant so")
     return whole.all() + faults.all(), warnings.all()
 
 
@@ -135,9 +136,8 @@ class Runs:
         """What masks of a broken network have in common."""
         for number, what in ((self.empty, "empty"), (self.full, "full")):
             if number > self.count / 2:
-                return f"{number} of {self.count} masks are {what}; --allow-empty if they are meant so"
-        alike = self.count > 1 == len(self.kinds)
-        return f"all {self.count} masks are alike; --allow-empty if they are meant so" if alike else None
+                return f"{number} of {self.count} masks are {what}"
+        return f"all {self.count} masks are alike" if self.count > 1 == len(self.kinds) else None
 
     def layout_fault(self) -> str | None:
         """Two classic mistakes whose runs are all valid: another width, or column by column.

@@ -129,18 +129,18 @@ class Job:
             device=str(self.device), backend=self.backend, commit=git_commit(), versions=versions(),
         )  # fmt: skip
 
-    def estimate_lines(self, hours: float) -> list[str]:
-        """What people read of a measurement. Its photos are spread over the sample: one car's masks are alike."""
+    def estimate_lines(self, hours: float, devices: int) -> list[str]:
+        """What people read of a measurement on one device. Its photos are spread, as one car's masks are alike."""
         if hours == 0:
             raise InputError("--hours 0: with --estimate give the hours of a session")
         photos, batch_size = len(self.image_ids), self.loading.batch_size
         enough = ESTIMATE_BATCHES * batch_size
         rows = self.rows(self.image_ids[:: max(photos // enough, 1)][:enough])
         measured, rate = measure(rows, first=batch_size, enough=enough, seconds=ESTIMATE_SECONDS)
-        needed = photos / rate / 3600
+        needed = photos / rate / 3600 / devices
         return [
             f"{rate:.2f} photos a second, measured on {measured}",
-            f"{needed:.2f} hours for {photos} photos on this device",
+            f"{needed:.2f} hours for {photos} photos on {devices} device(s)",
             f"{math.ceil(needed / hours)} shards of at most {hours:g} hours",
         ]
 

@@ -84,7 +84,8 @@ def room() -> int:
 
 def measure(footprint: Footprint) -> tuple[float, int]:
     """Seconds of a step on random photos, and how many it takes at once; (nan, 0) if not even one photo fits."""
-    config = footprint.config.changed(train={"compile": False}, earlier_stages=())
+    settings = {"compile": False, "memory_format": "channels_last"}
+    config = footprint.config.changed(train=settings, earlier_stages=())
     fitting = footprint.largest_batch(room(), chosen_precision(config.train.precision))
     if fitting < 1:
         return math.nan, 0

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from carvana.errors import InputError, is_out_of_memory
 from carvana.log import progress, say
-from carvana.models.formats import FORMATS
 from carvana.training.learner import Learner
 from carvana.training.optim import rate_factor, set_rate
 
@@ -56,11 +55,8 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
 
 
 def send(batch: list[torch.Tensor] | None, learner: Learner) -> list[torch.Tensor] | None:
-    """Starts copying a batch to the device, and there to the model's memory format; None after the last one."""
-    if batch is None:
-        return None
-    images, masks = (tensor.to(learner.accelerator.device, non_blocking=True) for tensor in batch)
-    return [images.contiguous(memory_format=FORMATS[learner.memory_format]), masks]
+    """Starts copying a batch to the device; None after the last one."""
+    return batch and [tensor.to(learner.accelerator.device, non_blocking=True) for tensor in batch]
 
 
 def forward_backward(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

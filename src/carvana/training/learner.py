@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -76,10 +76,10 @@ def build_learner(
         speed_up_convolutions(model)
     memory_format = config.train.memory_format
     if memory_format == "auto":
-        photos = max(1, (config.train.micro_batch or config.train.batch_size) // 2)
-        images = torch.Size((photos, 3, *(config.data.crop or config.data.size)))
+        images = torch.Size((2, 3, *(config.data.crop or config.data.size)))
         memory_format = choose_format(model, Device(accelerator.device, precision), images)
-    model = model.to(accelerator.device, memory_format=FORMATS[memory_format])
+    (memory_format,) = broadcast_object_list([memory_format])  # the first process decides: DDP wants them alike
+    model = model.lay_out(accelerator.device, FORMATS[memory_format])
     ema = ModelEmaV3(model, decay=config.optim.ema_decay, use_warmup=True)
     optimizer = build_optimizer(model, config.optim)
     if config.train.compile:

@@ -51,7 +51,7 @@ def parse_folds(text: str, folds: pd.DataFrame) -> list[int]:
     if text == "all":
         return sorted(set(folds["fold"]))
     try:
-        return [int(number) for number in text.split(",")]
+        return sorted({int(number) for number in text.split(",")})
     except ValueError:
         raise InputError(f"--fold {text}: give a number, several as 0,1, or all") from None
 
@@ -74,7 +74,7 @@ class Position:
     epoch: int = 0
     step: int = 0
     best_dice: float = -1.0  # of the stage
-    micro_batch: int = 0
+    micro_batch: int = 0  # of the epoch
     precisions: list[str] = field(default_factory=list)  # one after the other
 
     def state_dict(self) -> dict:
@@ -148,8 +148,7 @@ def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool) -
         facts = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: has no readable run.json ({error}); start anew with --overwrite") from None
-    current = run_facts(config, fold)
-    if changed := differences({key: facts.get(key) for key in current}, current):
+    if changed := differences(facts, run_facts(config, fold)):
         remedy = "give its settings, another --name, or --overwrite"
         raise InputError(f"{folder}: cannot be resumed, it was another run: {'; '.join(changed)}: {remedy}")
     if not states and len(read_records(folder / "log.jsonl")) > 1:
