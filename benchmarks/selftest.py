@@ -20,7 +20,7 @@ from carvana import command
 from carvana.config import Config
 from carvana.data.images import Photos, open_train
 from carvana.device import Device, local_device
-from carvana.errors import InputError
+from carvana.errors import InputError, is_out_of_memory
 from carvana.experiment import load_experiment
 from carvana.log import write_json
 from carvana.training.footprint import GIB, Footprint
@@ -48,7 +48,9 @@ def main(
         end = now + (deadline - now) / (len(names) - number)
         try:
             result = measure(config, device, photos, peak, end)
-        except (InputError, torch.OutOfMemoryError) as error:  # the others go on
+        except (InputError, RuntimeError) as error:
+            if not (isinstance(error, InputError) or is_out_of_memory(error)):  # after those the others go on
+                raise
             result = {"error": str(error)}
         report["experiments"][name] = result
         print(f"{name:27}{result}", flush=True)

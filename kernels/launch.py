@@ -74,7 +74,9 @@ def push_train(
 ) -> None:  # fmt: skip
     """Trains folds, two in a session; their checkpoints come into runs/."""
     ledger, job = Ledger(LEDGER), job_name("train", experiment, name)
-    for pair in pairs(parse_folds(folds)):
+    parts = [entry.settings["folds"] for entry in ledger.last_rounds(job)]
+    free = [fold for fold in parse_folds(folds) if not any(fold in part for part in parts)]
+    for pair in [*parts, *pairs(free)]:  # what was planned is compared with the settings that are given now
         settings = train_settings(experiment, pair, list(overrides), tta, hours, together=False)
         ledger.plan(Entry(job, "folds " + " ".join(map(str, pair)), settings, []))
     encoder = encoder_of(experiment, list(overrides))
@@ -82,7 +84,7 @@ def push_train(
     options = {"internet": internet, "datasets": datasets, "cars": cars, "folds_file": folds_file}
     options["accelerator"] = accelerator
     if drive(ledger, job, Driver(owner, "train", options, dirty, poll, retry, logs, not no_run)):
-        outputs.collect_runs(ledger, job, experiment, runs)
+        outputs.collect_runs(ledger, job, experiment, runs / (name or ""))
 
 
 @push.command("submit")
@@ -99,6 +101,9 @@ def push_submit(
     trained = ledger.last_rounds(job_name("train", experiment, name))
     if not trained or any(entry.state != "done" for entry in trained):
         raise InputError(f"{experiment}: not all of its folds are trained; give `push train` again until they are")
+    for entry in ledger.of(job):
+        if not entry.part.endswith(f" of {shards}"):
+            raise InputError(f"{entry.name}: was begun so; give --shards {entry.part.rpartition(' ')[2]}")
     for number in range(1, shards + 1):
         settings = submit_settings([experiment], (number, shards), tta, threshold, hours)
         ledger.plan(Entry(job, f"shard {number} of {shards}", settings, [entry.kernel for entry in trained]))
@@ -126,9 +131,14 @@ def push_selftest(
     ledger, job = Ledger(LEDGER), job_name("selftest", "gpu", name)
     ledger.plan(Entry(job, "rates", {"minutes": 5}, []))
     driver = Driver(owner, "selftest", {"accelerator": accelerator}, dirty, poll, retry, logs, not no_run)
-    if drive(ledger, job, driver):
-        outputs.collect_file(output_of(ledger.last_rounds(job)[0]) / SELFTEST.name, SELFTEST)
-        print(f"{SELFTEST}: `launch.py plan` uses it from now on")
+    try:
+        drive(ledger, job, driver)
+    finally:  # rates are measured even where a test fails
+        (entry,) = ledger.last_rounds(job)
+        report = output_of(entry) / SELFTEST.name
+        if entry.state in ("done", "failed") and report.exists():
+            outputs.collect_file(report, SELFTEST)
+            print(f"{SELFTEST}: `launch.py plan` uses it from now on")
 
 
 @app.command()
@@ -175,7 +185,7 @@ def submit(
 ) -> None:  # fmt: skip
     """Uploads the CSV with experiment, CV and commit, waits for its scores, records them in submissions/log.jsonl."""
     ledger, client, file = Ledger(LEDGER), Client(), submissions / f"{name or experiment}.csv.gz"
-    journal = submissions / "log.jsonl"
+    journal, runs = submissions / "log.jsonl", runs / (name or "")
     if not file.is_file():
         raise InputError(f"{file}: does not exist; `launch.py push submit` makes it")
     message = outputs.submission_message(ledger, job_name("submit", experiment, name), experiment, runs)

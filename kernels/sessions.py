@@ -159,19 +159,20 @@ def refresh(entries: list[Entry], ledger: Ledger, client: Client) -> int:
 
 
 def fetch_output(entry: Entry, ledger: Ledger, client: Client) -> None:
-    """Fetches a session's output whole; plans another round if its hours were over."""
+    """Fetches a session's output; plans another round if its hours were over.
+
+    Raises InputError if it does not arrive whole; the session stays `complete`, to be fetched again.
+    """
     folder = output_of(entry)
     for _ in range(FETCHES):
         client.fetch(entry.kernel, folder)
         summary = read_status(folder)
-        if summary and not damaged(folder, summary):
+        cut = damaged(folder, summary) if summary else ["status.json"]
+        if not cut:
             break
-    if summary is None:
-        entry.faults.append("it left no status.json")
-    elif cut := damaged(folder, summary):
-        entry.faults.append(f"{cut[0]} does not arrive whole")
-    else:
-        entry.faults += summary["faults"]
+    if cut and (summary or not entry.faults):  # a session that was ended early has left no status.json
+        raise InputError(f"{entry.name}: {cut[0]} does not arrive whole; give the command again")
+    entry.faults += summary["faults"] if summary else ["it left no status.json"]
     entry.state = "failed" if entry.faults else "done"
     if entry.state == "done" and not summary["finished"]:
         if entry.round == ROUNDS:

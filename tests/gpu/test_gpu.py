@@ -46,13 +46,15 @@ def first_step(learner: Learner) -> tuple[float, torch.Tensor]:
 
 @pytest.mark.parametrize("architecture", MODELS)
 def test_a_step_in_half_precision_is_that_of_float32(architecture):
+    emulated = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)  # bf16, not to be relied on
+    tolerances = {name: TOLERANCES[name] for name in TOLERANCES if not (emulated and name == "bf16")}
     steps = {}
-    for precision in ("fp32", *TOLERANCES):
+    for precision in ("fp32", *tolerances):
         config = small(architecture, precision=precision, micro_batch=None)
         steps[precision] = first_step(build_learner(config, pretrained=False))
         AcceleratorState._reset_state(reset_partial_state=True)
     loss, gradient = steps["fp32"]
-    for precision, (loss_tolerance, gradient_tolerance) in TOLERANCES.items():
+    for precision, (loss_tolerance, gradient_tolerance) in tolerances.items():
         assert steps[precision][0] == pytest.approx(loss, rel=loss_tolerance)
         assert distance(steps[precision][1], gradient) < gradient_tolerance
 

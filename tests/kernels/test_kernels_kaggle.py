@@ -197,7 +197,6 @@ def server(season, tmp_path):
         ({"SaveKernel": ["refuse"]}, [], "not pushed: .*Your notebook was refused", 2, 1),
         ({"SaveKernel": [403]}, [], "accept the competition's rules", 2, 1),
         ({}, [{"faults": ["fold 0: train.py ended"]}], r"fold 0: train.py ended.*--retry", 2, 2),
-        ({}, [{"files": {"worst.jpg": "digest"}}], "worst.jpg does not arrive whole", 2, 2),
         ({}, [None], "ended with ERROR, it left no status.json", 2, 2),
     ],
 )
@@ -210,6 +209,43 @@ def test_faults_are_waited_for_or_reported(server, season, tmp_path, faults, end
     assert sources == [[], *([f"alice/{slug}"] for slug in [*server.pushed][:-1])]  # of what has failed
     assert (server.calls.count("SaveKernel"), len(server.pushed)) == (pushes, pushed)
     assert (tmp_path / WEIGHTS).read_bytes() == (season.machines[0].working / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("broken", ["worst.jpg", "status.json"])
+def test_what_does_not_arrive_whole_is_fetched_by_the_next_command(server, season, tmp_path, broken):
+    folder = season.machines[0].working
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    server.faults["GET"] = ["cut" if name == broken else None for name in names] * sessions.FETCHES
+    with pytest.raises(InputError, match=f"^train demo, folds 0: {broken} does not arrive whole; give the command"):
+        push_train(tmp_path)
+    push_train(tmp_path)
+    assert (server.calls.count("SaveKernel"), server.calls.count("ListKernelSessionOutput")) == (1, 4)
+
+
+def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "GPUS", 2)
+    monkeypatch.setattr(launch, "drive", lambda *_: False)  # plans only
+    for folds in ("0", "1-4", "0-4"):
+        push_train(tmp_path, folds=folds)
+    ledger = Ledger(tmp_path / "launch.json")
+    assert [entry.part for entry in ledger.entries] == ["folds 0", "folds 1 2", "folds 3 4"]
+    with pytest.raises(InputError, match="folds 0: was begun with other settings"):
+        push_train(tmp_path, tta="hflip")
+    for entry in ledger.entries:
+        entry.state = "done"
+    ledger.save()
+    launch.push_submit("demo", "alice", shards=2)
+    with pytest.raises(InputError, match="submit demo, shard 1 of 2: was begun so; give --shards 2"):
+        launch.push_submit("demo", "alice", shards=4)
+    planned = [entry.part for entry in Ledger(tmp_path / "launch.json").of("submit demo")]
+    assert planned == ["shard 1 of 2", "shard 2 of 2"]
+
+
+def test_another_name_has_its_own_runs(server, tmp_path):
+    push_train(tmp_path, name="second")
+    assert (tmp_path / "runs" / "second" / "demo" / "fold0" / "best.safetensors").is_file()
+    assert json.loads((tmp_path / "runs" / "second" / "demo" / "oof.json").read_text())["experiment"] == "demo"
+    assert not (tmp_path / "runs" / "demo").exists()
 
 
 def test_a_failed_session_is_pushed_again_even_if_kaggle_does_not_attach_what_it_left(server, tmp_path, capsys):
@@ -334,18 +370,19 @@ def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_p
     assert "7.0 h computed" in capsys.readouterr().out
 
 
-def test_a_selftest_is_fetched_for_the_plan(server, mounts, tmp_path, monkeypatch):
+def test_rates_are_fetched_for_the_plan_even_where_a_test_fails(server, mounts, tmp_path, monkeypatch):
     commands, report = [], {"experiments": {}}
 
     def run(command: list[str]) -> Result:
         commands.append(command)
         if "--output" in command:
             Path(command[-1]).write_text(json.dumps(report))
-        return Result(0, "", "")
+        return Result(int("--output" not in command), "", "")  # a test fails
 
     monkeypatch.setattr(emulated, "run_packed", run)
     server.execute = lambda request, working: Kaggle(working.parents[1], mounts, request["text"]).run().returncode == 0
-    launch.push_selftest("alice", dirty=True, poll=0)
+    with pytest.raises(InputError, match="not all tests in tests/gpu have passed"):
+        launch.push_selftest("alice", dirty=True, poll=0)
     tests, benchmark = commands
     assert (tests[1].endswith("pytest/__main__.py"), Path(tests[2]).parts[-2:]) == (True, ("tests", "gpu"))
     assert Path(benchmark[1]).resolve().with_name("library.py").is_file()
