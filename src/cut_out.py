@@ -33,10 +33,11 @@ def main(
     style.open_background()  # a mistake is said before networks are loaded
     choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold)
     predictor = build_predictor(choice, checkpoints, local_device(precision), Loading(), backend)
-    sources = [fold.path for folds in checkpoints.values() for fold in folds]
-    sources += [Path(background)] if background and Path(background).is_file() else []
-    since = None if overwrite else max(path.stat().st_mtime for path in sources)
-    kept, faults = write_cutouts(predictor, choice, targets, output, style, since)
+    digests = [fold.digest for folds in checkpoints.values() for fold in folds]
+    newest = Path(background).stat().st_mtime if background and Path(background).is_file() else 0
+    networks = " ".join([*digests, predictor.device.precision, backend])
+    since = None if overwrite else newest
+    kept, faults = write_cutouts(predictor, choice, targets, output, style, since, networks)
     cut = f"{len(targets) - len(faults)} photos" + f", {kept} of them kept from before" * (kept > 0)
     print(f"{output}: masks and cut-outs of {cut}; threshold {choice.threshold:g}, {style}; look at cutouts.html")
     if faults:

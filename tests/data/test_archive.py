@@ -85,6 +85,13 @@ def test_the_whole_download_is_given_by_name_and_holds_tables_or_is_refused(tmp_
     assert "any.zip: cut or corrupt" in refused(archive.part, "train")
 
 
+def test_what_was_unzipped_hides_a_download_that_cannot_be_read(tmp_path):
+    make_download(tmp_path / f"{WHOLE}.zip", "train.zip", method=zipfile.ZIP_DEFLATED)
+    make(tmp_path / WHOLE / "train.zip")
+    part = Archive(tmp_path).part("train")
+    assert (part.path, part.names) == (tmp_path / WHOLE / "train.zip", sorted(CONTENT))
+
+
 def test_what_systems_and_browsers_leave_is_no_data():
     litter = ".DS_Store ._x.jpg __MACOSX/x.jpg a/Thumbs.db thumbs.db Desktop.ini .ipynb_checkpoints/x-checkpoint.jpg"
     litter += " @eaDir/x.jpg x.jpg.part x.zip.crdownload ~$x.csv x.jpg~ x.jpg:Zone.Identifier $RECYCLE.BIN/x.jpg"

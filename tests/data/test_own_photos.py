@@ -88,6 +88,7 @@ def test_what_cannot_be_read_is_named_with_reason_and_remedy(tmp_path):
         ("stripe.png", png_header(200_000, 1), r"200000 x 1 pixels, too many"),
         ("raw.NEF", b"II*\0", "raw file; export it as JPEG"),
         ("phone.heic", b"\0\0\0\x18ftypheic" + bytes(70), "; (pip install pillow-heif, or )?.*save it as JPEG"),
+        ("photo.avif", b"\0\0\0\x18ftypavif" + bytes(70), "; save it as JPEG or PNG"),
         ("half.jpg", cut.getvalue()[:-200], "unreadable .*; copy it again"),
         ("text.jpg", b"no picture", "not a picture"),
         ("empty.png", b"", "not a picture"),
@@ -105,7 +106,9 @@ def test_photos_are_found_and_nothing_else(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "folder.jpg").mkdir()
     write_png(tmp_path / "a_mask.png", RED_BLUE, f"{MAKER}: as before")
-    assert [path.name for path in find_photos(tmp_path, tmp_path)] == ["a.jpg", "b.PNG"]
+    for name in ("A.CR2", "b.dng", "raw.nef"):  # as cameras write pairs, and a raw file alone
+        (tmp_path / name).write_bytes(b"II*\0")
+    assert [path.name for path in find_photos(tmp_path, tmp_path)] == ["a.jpg", "b.PNG", "raw.nef"]
     assert maker_of(tmp_path / "a_mask.png") == f"{MAKER}: as before"
     assert maker_of(tmp_path / "a.jpg") is maker_of(tmp_path / "no.png") is None
 

@@ -58,6 +58,14 @@ def test_weights_as_training_leaves_them(tmp_path, group):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in loaded.items())
 
 
+def test_of_several_networks_in_a_file_the_first_is_taken(tmp_path):
+    weights = timm.create_model("test_resnet").state_dict()
+    named = {f"{number}.{key}": tensor + number for number in range(9) for key, tensor in weights.items()}
+    torch.save(named, tmp_path / "all.pth")
+    loaded = create_encoder("test_resnet", pretrained=True, weights=str(tmp_path / "all.pth")).state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in loaded.items())
+
+
 def test_weights_that_are_not_the_encoders_are_refused(tmp_path):
     module = timm.create_model("test_resnet")
     state = module.state_dict()

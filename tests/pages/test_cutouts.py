@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from carvana.data.own_photos import OwnPhoto, find_photos
 from carvana.data.pictures import write_picture
 from carvana.device import Device
 from carvana.errors import InputError
+from carvana.pages import cutouts
 from carvana.pages.cutouts import Style, cut_out, write_cutouts
 from carvana.prediction import matting
 from carvana.prediction.ensemble import Choice
@@ -70,7 +72,7 @@ def test_a_mask_and_a_cut_out_for_each_photo_that_can_be_read(tmp_path, capsys):
 @pytest.mark.parametrize("method", ["closed-form matting", "local colours"])
 def test_the_rim_is_soft_and_holds_the_cars_colour(method, monkeypatch):
     if method == "local colours":
-        monkeypatch.setattr(matting, "closed_form", lambda: None)
+        monkeypatch.setattr(matting, "find_closed_form", lambda: None)
     else:
         pytest.importorskip("pymatting")
     assert matting.method() == method
@@ -102,15 +104,66 @@ def test_what_is_current_is_kept_and_own_files_are_not_cut_again(tmp_path):
     for name in ("a.png", "b.png"):
         write_picture(tmp_path / name, half_white((40, 60)))
     (tmp_path / "broken.jpg").touch()
-    write = lambda since=0.0, style=HARD: write_cutouts(
-        predictor(WHITE_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, style, since
+    write = lambda since=0.0, style=HARD, choice=CHOICE, networks="": write_cutouts(
+        predictor(WHITE_CAR), choice, find_photos(tmp_path, tmp_path), tmp_path, style, since, networks
     )[0]
     mask = tmp_path / "a_mask.png"
     assert (write(), write(), write(None), write()) == (0, 2, 0, 2)  # None makes all anew
     os.utime(tmp_path / "a.png", (mask.stat().st_mtime + 9,) * 2)  # the photo is newer
-    assert (write(), write(mask.stat().st_mtime + 9)) == (1, 0)  # and so is the network
+    assert (write(), write(mask.stat().st_mtime + 9)) == (1, 0)  # and so is the background
+    finer = CHOICE.model_copy(update={"threshold": 0.501})  # reads alike
+    assert (write(choice=finer), write(choice=finer, networks="other"), write(networks="other")) == (0, 0, 0)
     assert write(style=Style(hard=True, background="white")) == 0
     assert len(find_photos(tmp_path, tmp_path)) == 3
+
+
+def test_files_not_made_here_are_replaced_only_if_asked_for(tmp_path):
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / "photos" / name, half_white((40, 60)))
+    targets = find_photos(tmp_path / "photos", tmp_path)
+    write = lambda since: write_cutouts(predictor(WHITE_CAR), CHOICE, targets, tmp_path, HARD, since)
+    own = tmp_path / "a_cutout.png"
+    write_picture(own, half_white((9, 9)))
+    before = own.read_bytes()
+    kept, faults = write(0.0)
+    assert (kept, list(faults.values())) == (0, [f"{own}: not made here; --overwrite replaces it"])
+    assert (own.read_bytes(), (tmp_path / "b_cutout.png").exists()) == (before, True)
+    assert (write(None), write(0.0)) == ((0, {}), (2, {}))
+
+
+@pytest.mark.parametrize(("where", "error"), [
+    ("cut_out", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")),
+    ("cut_out", torch.OutOfMemoryError("CUDA out of memory")), ("compose", MemoryError()),
+    ("_preview", cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes")),
+    ("cut_out", RuntimeError("a mistake of ours")),
+])  # fmt: skip
+def test_a_photo_that_does_not_fit_into_memory_stops_no_other(where, error, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / name, half_white((40, 60)))
+    whole, effects = getattr(cutouts, where), Mock(side_effect=[error, None])
+    monkeypatch.setattr(cutouts, where, lambda *args: effects() or whole(*args))
+    write = lambda: write_cutouts(
+        predictor(WHITE_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, Style(background="red"), 0.0
+    )
+    if "ours" in str(error):
+        with pytest.raises(RuntimeError, match="ours"):
+            write()
+    else:
+        assert write() == (
+            0,
+            {tmp_path / "a.png": f"{tmp_path / 'a.png'}: does not fit into the memory; make it smaller"},
+        )
+
+
+def test_a_kept_photo_that_was_damaged_since_stops_no_other(tmp_path):
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / name, half_white((40, 60)))
+    write = lambda: write_cutouts(predictor(WHITE_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, HARD, 0.0)
+    assert write() == (0, {})
+    (tmp_path / "a.png").write_bytes(b"damaged")
+    os.utime(tmp_path / "a.png", (0, 0))
+    kept, faults = write()
+    assert (kept, [path.name for path in faults]) == (1, ["a.png"])
 
 
 def test_on_a_background(tmp_path):

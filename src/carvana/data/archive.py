@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from itertools import chain, product
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -35,7 +36,7 @@ class Archive:
     """The folder with the competition's files, or the zip file of the whole download.
 
     Each part is a folder or a zip file in `root`, or one level down as on Kaggle's mount, or in the whole download. A
-    folder with files wins over a zip file, both over the whole download, and `root` wins over its sub-folders.
+    folder with files wins over a zip file, `root` over its sub-folders, and all of them over the whole download.
     """
 
     def __init__(self, root: Path):
@@ -56,17 +57,10 @@ class Archive:
     def _find(self, name: str, exists: Callable[[Path], bool]) -> Path:
         if not self.root.exists():
             raise InputError(f"{self.root}: no such folder; {REMEDY}")
-        entries = [self.root] if (is_download := self.root.is_file()) else sorted(self.root.iterdir())
+        entries = [self.root] if self.root.is_file() else sorted(self.root.iterdir())
         sub_folders = [path for path in entries if path.is_dir() and is_data(path.name)]
-        names = name, f"{name}.zip"
-        for folders in ([self.root], sub_folders):
-            pairs = [(folder / names[0], folder / names[1]) for folder in folders]
-            paths = [path if exists(path) else zipped for path, zipped in pairs if exists(path) or zipped.is_file()]
-            if not paths:
-                downloads = entries if is_download else [path for folder in folders for path in folder.glob(DOWNLOAD)]
-                parts = [ZipPart(path) for path in sorted(downloads)]
-                paths = [Path(part.where(inner)) for part in parts for inner in names if inner in part.names]
-            if len(paths) > 1:
+        for find, folders in product((_find_loose, _find_downloaded), ([self.root], sub_folders)):
+            if len(paths := find(folders, name, exists)) > 1:
                 listed = ", ".join(map(str, paths))
                 raise InputError(f"{self.root}: {name} is there more than once ({listed}); give one folder")
             if paths:
@@ -185,6 +179,18 @@ class ZipPart(Part):
 def is_data(inner: str) -> bool:
     """Whether a name, or a path inside a part, is more than what systems leave behind."""
     return not any(map(LITTER.fullmatch, PurePosixPath(inner).parts))
+
+
+def _find_loose(folders: list[Path], name: str, exists: Callable[[Path], bool]) -> list[Path]:
+    pairs = [(folder / name, folder / f"{name}.zip") for folder in folders]
+    return [path if exists(path) else zipped for path, zipped in pairs if exists(path) or zipped.is_file()]
+
+
+def _find_downloaded(folders: list[Path], name: str, _: Callable) -> list[Path]:
+    """Inside whole downloads, of which the only folder may be one."""
+    downloads = [[folder] if folder.is_file() else sorted(folder.glob(DOWNLOAD)) for folder in folders]
+    parts, names = map(ZipPart, chain(*downloads)), (name, f"{name}.zip")
+    return [Path(part.where(inner)) for part in parts for inner in names if inner in part.names]
 
 
 def _outermost(path: Path) -> Path:

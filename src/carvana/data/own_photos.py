@@ -18,9 +18,9 @@ from carvana.errors import InputError, few
 from carvana.log import replacing
 
 FORMATS = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP"}
-HEIF = {".avif", ".heic", ".heif", ".hif"}
+HEIF = {".heic", ".heif", ".hif"}
 RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}  # Pillow would read a thumbnail
-COMMON = {".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+COMMON = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 SUFFIXES = COMMON | HEIF | RAW | {".jxl", ".psd"}
 MOST_PIXELS, LONGEST_SIDE = 2**28, 2**16  # 16384 x 16384, more than any phone takes
 MAKER = "carvana cut_out"  # begins the PNG text `Software` of what is written here
@@ -42,15 +42,19 @@ class OwnPhoto(NamedTuple):
 def find_photos(folder: Path, output: Path) -> dict[Path, tuple[Path, Path]]:
     """The mask and the cut-out in `output` of each photo in a folder, by name; what was written here is no photo.
 
-    Files are photos by their ending or their first bytes. Raises InputError if there are none, if two would give the
-    same mask, or if a mask or cut-out would replace a photo.
+    Files are photos by their ending or their first bytes; a raw file beside its JPEG is none. Raises InputError if
+    there are none, if two would give the same mask, or if a mask or cut-out would replace a photo.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name the one that holds your photos")
     paths = [path for path in sorted(folder.iterdir()) if not path.is_dir() and _is_photo(path)]
+    stem_of = lambda path: unicodedata.normalize("NFC", path.stem).casefold()  # as some file systems compare
+    raw = {path for path in paths if path.suffix.lower() in RAW}
+    developed = {stem_of(path) for path in set(paths) - raw}
+    paths = [path for path in paths if path not in raw or stem_of(path) not in developed]
     if not paths:
         raise InputError(f"{folder}: holds no picture ({', '.join(sorted(COMMON | HEIF))})")
-    stems = [unicodedata.normalize("NFC", path.stem).casefold() for path in paths]  # as some file systems compare
+    stems = list(map(stem_of, paths))
     if twice := [path.name for path, stem in zip(paths, stems, strict=True) if stems.count(stem) > 1]:
         raise InputError(f"{folder}: several pictures of one name, {few(twice)}; rename all but one of each")
     targets = {path: (output / f"{path.stem}_mask.png", output / f"{path.stem}_cutout.png") for path in paths}

@@ -8,7 +8,7 @@ import numpy as np
 from carvana.errors import InputError
 from carvana.log import replacing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION_HEIGHT = 24
 RED, BLUE = np.array([255, 30, 30], np.uint8), np.array([30, 80, 255], np.uint8)
 

@@ -94,7 +94,8 @@ def _load(encoder: nn.Module, name: str, file: Path) -> None:
     """Loads weights by timm's names, all behind one prefix or none; if they have other names, by their order."""
     state, wanted = read_state(file), encoder.state_dict()
     first = next(iter(wanted))
-    for prefix in {key.removesuffix(end) for key in state for end in (first, whole_name(first)) if key.endswith(end)}:
+    ends = first, whole_name(first)
+    for prefix in dict.fromkeys(key.removesuffix(end) for key in state for end in ends if key.endswith(end)):
         inner = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         if all(key in inner or whole_name(key) in inner for key in wanted):
             break

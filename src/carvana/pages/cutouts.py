@@ -1,14 +1,15 @@
 """Cars cut out of anyone's photos: alpha, a transparent or composed picture for each, and a page to look at them."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageColor, ImageOps
 
 from carvana.data.own_photos import MAKER, OwnPhoto, convert_colors, maker_of, open_picture, read_photo, write_png
-from carvana.errors import InputError
+from carvana.errors import InputError, is_out_of_memory
 from carvana.log import progress, say
 from carvana.pages.page import embed, write_page
 from carvana.prediction import matting
@@ -47,38 +48,51 @@ class Style:
 
 
 def write_cutouts(
-    predictor: Predictor, choice: Choice, targets: Targets, folder: Path, style: Style, since: float | None
-) -> tuple[int, dict[Path, str]]:
+    predictor: Predictor, choice: Choice, targets: Targets, folder: Path, style: Style, since: float | None,
+    networks: str = "",
+) -> tuple[int, dict[Path, str]]:  # fmt: skip
     """Writes the mask and the cut-out of each photo, and `cutouts.html`; returns how many were kept, and the faults.
 
-    Files made alike and later than their photo and the time `since` are kept; with None all are made anew. A photo
-    that cannot be read is named, and the others are cut.
+    Files made alike, by the same `networks`, and later than their photo and the time `since` are kept; with None all
+    are made anew, and files of others replaced. A photo that cannot be cut is named, and the others are cut.
     """
-    maker, background, faults, kept = f"{MAKER}: {choice}, {style}", style.open_background(), {}, 0
+    digest = sha256(f"{choice!r} {networks}".encode()).hexdigest()[:8]
+    maker, background = f"{MAKER}: {choice}, {style}, {digest}", style.open_background()
+    pictures, faults, kept = [], {}, 0
     for path in progress(targets, "cut out"):
-        if since is not None and _is_current(path, targets[path], since, maker):
-            kept += 1
-            continue
         try:
-            photo = read_photo(path)
-            alpha, colors = cut_out(predictor, choice, photo, style, str(path))
-        except (InputError, MemoryError, torch.OutOfMemoryError) as error:
-            too_large = f"{path}: does not fit into the memory; make it smaller"
-            faults[path] = str(error) if isinstance(error, InputError) else too_large
+            current = since is not None and _is_current(path, targets[path], since, maker)
+            if not current:
+                photo, (mask_path, cutout_path) = read_photo(path), targets[path]
+                alpha, colors = cut_out(predictor, choice, photo, style, str(path))
+                cutout = compose(colors, alpha, photo.profile, background) if background else np.dstack([colors, alpha])
+                write_png(mask_path, alpha, maker)
+                write_png(cutout_path, cutout, maker, photo.profile)
+            pictures.append(_preview(path, *targets[path]))
+            kept += current
+        except (InputError, MemoryError, RuntimeError, cv2.error) as error:
+            faults[path] = _fault(path, error)
             say(f"error: {faults[path]}")
-            continue
-        mask_path, cutout_path = targets[path]
-        write_png(mask_path, alpha, maker)
-        cutout = compose(colors, alpha, photo.profile, background) if background else np.dstack([colors, alpha])
-        write_png(cutout_path, cutout, maker, photo.profile)
-    pictures = [_preview(path, *targets[path]) for path in targets if path not in faults]
     how = f"{choice}, {style}"
     write_page(folder / "cutouts.html", "cutouts.html", pictures=pictures, faults=list(faults.values()), how=how)
     return kept, faults
 
 
+def _fault(path: Path, error: Exception) -> str:
+    """Raises the error itself if it is not for want of memory."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError) or is_out_of_memory(error) or "Insufficient memory" in str(error):
+        return f"{path}: does not fit into the memory; make it smaller"
+    raise error
+
+
 def _is_current(path: Path, targets: tuple[Path, Path], since: float, maker: str) -> bool:
-    return all(
+    """Raises InputError if a target is a file that was not made here."""
+    for target in targets:
+        if target.exists() and not str(maker_of(target)).startswith(MAKER):
+            raise InputError(f"{target}: not made here; --overwrite replaces it")
+    return path.exists() and all(
         maker_of(target) == maker and target.stat().st_mtime > max(since, path.stat().st_mtime) for target in targets
     )
 

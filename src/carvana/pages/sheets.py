@@ -33,7 +33,7 @@ class Sheet(NamedTuple):
 
 def write_sheet(sheet: Sheet, output: Path, name: str) -> str:
     """Writes the picture as `output`, or as `name` in the folder `output`; returns a line that says what is where."""
-    path = output if output.suffix.lower() in pictures.SUFFIXES else output / name
+    path = output if output.suffix.lower() in pictures.WRITABLE else output / name
     pictures.write_picture(path, sheet.picture)
     return f"{path}: {sheet.content}"
 

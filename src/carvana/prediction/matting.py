@@ -42,7 +42,7 @@ def _blocks(band: np.ndarray, margin: int) -> Iterator[tuple]:
 
 
 @cache
-def closed_form() -> Callable | None:
+def find_closed_form() -> Callable | None:
     """pymatting's closed-form matting, if that is installed. Imported for the first time, it compiles for a minute."""
     with suppress(ImportError):
         from pymatting import estimate_alpha_cf
@@ -52,15 +52,16 @@ def closed_form() -> Callable | None:
 
 
 def method() -> str:
-    return "closed-form matting" if closed_form() else "local colours"
+    return "closed-form matting" if find_closed_form() else "local colours"
 
 
 def estimate_alpha(image: np.ndarray, mask: np.ndarray, unknown: np.ndarray, radius: int) -> np.ndarray:
     """Of a photo in [0, 1]: alpha (h, w), that of the mask where it is not unknown."""
     trimap = np.where(unknown, 0.5, mask)
-    if closed_form() and trimap.min() == 0 and trimap.max() == 1 and min(mask.shape) > 2:  # else nothing to learn from
+    solve = find_closed_form()
+    if solve and trimap.min() == 0 and trimap.max() == 1 and min(mask.shape) > 2:  # else nothing to learn from
         with suppress(ValueError), redirect_stdout(None):  # not solved; it prints when its solver tries again
-            return closed_form()(image.astype(np.float64), trimap).astype(np.float32)
+            return solve(image.astype(np.float64), trimap).astype(np.float32)
     return np.where(unknown, place_colors(image, mask, unknown, radius), mask).astype(np.float32)
 
 
