@@ -67,6 +67,7 @@ submission: .venv/installed  ## Writes submissions/EXPERIMENT.csv.gz for the tes
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -c "import pymatting"  # compiles for a minute when it is first imported
 	@touch $@
 
 .venv-kaggle/installed: kernels/kaggle-image.txt requirements-dev.txt requirements.txt kernels/requirements.txt

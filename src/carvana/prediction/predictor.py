@@ -26,7 +26,7 @@ from carvana.prediction.tta import TTA, Network
 
 THREADS = 2  # that bring finished batches to photo size and encode them
 TRAINED_ON = 1280 * 1918  # pixels of the photos that networks were trained on
-TILE = 640  # pixels of the coarsest network: a side of a tile
+TILE = 960  # pixels of the coarsest network: a side of a tile
 WAITING = 4  # finished batches at most, so that a slow encoder slows the model down instead of filling the memory
 
 
