@@ -20,7 +20,7 @@ from carvana import command
 from carvana.data.folds import read_folds
 from carvana.data.images import open_train
 from carvana.device import Device, chosen_precision, process_state
-from carvana.evaluation.metrics import BEYOND, bootstrap_interval
+from carvana.evaluation.metrics import BEYOND, estimate_mean
 from carvana.experiment import load_experiment
 from carvana.log import replacing, say, write_json
 from carvana.prediction.tta import parse_views
@@ -91,8 +91,7 @@ def compete(name: str, race: Race, views: list[str]) -> dict:
     result = {
         "dice": mean,
         "worst": float(scores["dice"].min()),
-        "errors": {name: float(scores[name].mean()) for name in BEYOND},
-        "intervals": {name: bootstrap_interval(scores[name].to_numpy(), scores["car"]) for name in BEYOND},
+        "errors": {name: estimate_mean(scores[name], scores["car"]) for name in BEYOND},
         "minutes": trained.minutes,
         "photos_per_second": trained.photos / (60 * trained.minutes),
         "photos": trained.photos,
@@ -118,7 +117,7 @@ def report(results: dict[str, dict]) -> None:
     print(f"{'':14}{'size':>10}{'minutes':>9}{'photos/s':>10}{'Dice':>9}{'1 - Dice':>10}{errors}{'worst':>9}{views}")
     for name, result in results.items():
         size = "x".join(map(str, result["size"]))
-        errors = "".join(f"{result['errors'][column]:>9.5f}" for column in BEYOND)
+        errors = "".join(f"{result['errors'][column]['mean']:>9.5f}" for column in BEYOND)
         mirrored = f"{result['dice_with_views']:>{len(views)}.5f}" if views else ""
         print(
             f"{name:14}{size:>10}{result['minutes']:>9.2f}{result['photos_per_second']:>10.2f}"
@@ -132,7 +131,7 @@ def report(results: dict[str, dict]) -> None:
             share = (1 - ours["dice"]) / (1 - results[name]["dice"])
             print(f"the error (1 - Dice) of ours is {100 * share:.1f} % of that of {name}")
     for name, result in results.items():
-        shown = (f"{beyond} {low:.5f} to {high:.5f}" for beyond, (low, high) in result["intervals"].items())
+        shown = ("{} {:.5f} to {:.5f}".format(column, *error["interval"]) for column, error in result["errors"].items())
         print(f"{name}: 95 % of cars drawn anew: {', '.join(shown)}")
 
 

@@ -11,15 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import estimates
+import leaderboard
 import outputs
 import typer
 from build import DirtyOption, FoldsFileOption, HoursOption, InternetOption, OwnerOption
 from client import Client
 from ledger import Entry, Ledger
 from logs import LogStreams
+from outputs import fetch_output, output_of
 from packing import ACCELERATOR, BUILD, REPOSITORY, slugify
 from runtime import digest_of
-from sessions import AT_ONCE, Driver, drive, fetch_output, output_of, refresh
+from sessions import AT_ONCE, Driver, drive, refresh
 from settings import encoder_of, parse_folds, submit_settings, train_settings
 from weights import make_dataset
 
@@ -188,43 +191,22 @@ def submit(
     journal, runs = submissions / "log.jsonl", runs / (name or "")
     if not file.is_file():
         raise InputError(f"{file}: does not exist; `launch.py push submit` makes it")
-    message = outputs.submission_message(ledger, job_name("submit", experiment, name), experiment, runs)
+    message = leaderboard.submission_message(ledger, job_name("submit", experiment, name), experiment, runs)
     digest, states = digest_of(file), ledger.content["submissions"]
     if states.get(digest) == "scored" and not again:
         raise InputError(f"{file}: was submitted before; --again submits it once more")
     if states.get(digest) != "submitted" or again:
-        upload(file, message, digest, ledger, client)
-        outputs.record_submission(file, f"launch.py push submit --experiment {experiment}", runs, journal)
+        leaderboard.upload(file, message, digest, ledger, client)
+        leaderboard.record_submission(file, f"launch.py push submit --experiment {experiment}", runs, journal)
         states[digest] = "submitted"
         ledger.save()
         print(f"submitted: {message}; waiting for its scores: if interrupted, give the command again", flush=True)
-    row = wait_for_score(client, message, poll)
+    row = leaderboard.wait_for_score(client, message, poll)
     if row["status"].upper().endswith("ERROR"):
         raise InputError(f"{file}: Kaggle could not score it; the competition's page says why")
-    outputs.record_scores(file, row["publicScore"], row["privateScore"], journal)
+    leaderboard.record_scores(file, row["publicScore"], row["privateScore"], journal)
     states[digest] = "scored"
     ledger.save()
-
-
-def upload(file: Path, message: str, digest: str, ledger: Ledger, client: Client) -> None:
-    """Uploads a submission, unless an interrupted command has done it. Raises InputError if none is left today."""
-    states, earlier = ledger.content["submissions"], 0
-    if states.get(digest) != "pushing":
-        if client.submissions_left() == 0:
-            raise InputError(f"{file}: not submitted: none of today's submissions is left; days begin at 0:00 UTC")
-        earlier = len(client.submissions(message))
-    states[digest] = "pushing"
-    ledger.save()
-    client.submit(file, message, earlier)
-
-
-def wait_for_score(client: Client, message: str, poll: float) -> dict:
-    """The newest submission with this message, once Kaggle has done with it."""
-    while True:
-        rows = client.submissions(message)
-        if rows and not rows[0]["status"].upper().endswith("PENDING"):
-            return rows[0]
-        time.sleep(poll)
 
 
 @app.command()
@@ -233,9 +215,9 @@ def plan(
     shards: Annotated[int, typer.Option(min=1, help="Sessions that share the 100,064 photos.")] = 4,
 ) -> None:  # fmt: skip
     """Prints sessions, hours and quota; sends nothing."""
-    computed, total = outputs.computed_hours(experiment, parse_folds(folds), list(overrides)), 0.0
+    computed, total = estimates.computed_hours(experiment, parse_folds(folds), list(overrides)), 0.0
     for pair in pairs(list(computed)):
-        measured = outputs.measured_hours(SELFTEST, experiment, pair, list(overrides))
+        measured = estimates.measured_hours(SELFTEST, experiment, pair, list(overrides))
         longest, how = max((measured or computed)[fold] for fold in pair), "measured" if measured else "computed"
         total += longest
         sessions = max(1, math.ceil(longest / SESSION))

@@ -1,27 +1,66 @@
-"""What sessions have left, put where the scripts of `src/` look for it: runs/ and submissions/."""
+"""What sessions have left: fetched whole, and put where the scripts of `src/` look for it, runs/ and submissions/."""
 
-import itertools
 import json
-import math
-import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
-from client import last_line
-from ledger import Ledger
-from packing import REPOSITORY
-from sessions import output_of, read_status
-from settings import encoder_of
+from client import Client, last_line
+from ledger import Entry, Ledger
+from packing import BUILD, REPOSITORY
+from runtime import digest_of
 
-from carvana.command import EXPERIMENTS, FOLDS
 from carvana.errors import InputError
-from carvana.experiment import load_experiment
 from carvana.log import replacing
 
-ANGLES = 16  # photos of a car
+FETCHES = 3
+ROUNDS = 8  # sessions that continue one another
+
+
+def output_of(entry: Entry) -> Path:
+    """Where a session's output is fetched to."""
+    return BUILD / "output" / entry.kernel.rpartition("/")[2]
+
+
+def fetch_output(entry: Entry, ledger: Ledger, client: Client) -> None:
+    """Fetches a session's output; plans another round if its hours were over.
+
+    Raises InputError if it does not arrive whole; the session stays `complete`, to be fetched again.
+    """
+    folder = output_of(entry)
+    for _ in range(FETCHES):
+        client.fetch(entry.kernel, folder)
+        summary = read_status(folder)
+        cut = damaged(folder, summary) if summary else ["status.json"]
+        if not cut:
+            break
+    if cut and (summary or not entry.faults):  # a session that was ended early has left no status.json
+        raise InputError(f"{entry.name}: {cut[0]} does not arrive whole; give the command again")
+    entry.faults += summary["faults"] if summary else ["it left no status.json"]
+    entry.state = "failed" if entry.faults else "done"
+    if entry.state == "done" and not summary["finished"]:
+        if entry.round == ROUNDS:
+            raise InputError(f"{entry.name}: not finished after {ROUNDS} sessions; see {folder}")
+        sources = [*dict.fromkeys([*entry.sources, entry.kernel])]
+        ledger.entries.append(Entry(entry.job, entry.part, entry.settings, sources, round=entry.round + 1))
+    ledger.save()
+
+
+def read_status(folder: Path) -> dict | None:
+    """The summary that a kernel leaves; None if it cannot be read."""
+    try:
+        return json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def damaged(folder: Path, summary: dict) -> list[str]:
+    """Files of the kernel's list that are missing or differ from what it wrote."""
+    return [
+        name for name, digest in summary["files"].items()
+        if not (folder / name).is_file() or digest_of(folder / name) != digest
+    ]  # fmt: skip
 
 
 def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
@@ -42,69 +81,6 @@ def collect_submission(output: Path, target: Path) -> None:
 def collect_file(source: Path, target: Path) -> None:
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def submission_message(ledger: Ledger, job: str, experiment: str, runs: Path) -> str:
-    """What a submission is made of: from the sessions that predicted it, and the experiment's out-of-fold table."""
-    entries = ledger.last_rounds(job)
-    summary = read_status(output_of(entries[0])) if entries else None
-    if not summary:
-        raise InputError(f"{job}: no session of it was fetched; `launch.py push submit` does it")
-    try:
-        oof = json.loads((runs / experiment / "oof.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{runs / experiment}: {error}; `launch.py push train` puts it there") from None
-    views, folds, commit = entries[0].settings["tta"], " ".join(oof["folds"]), summary["commit"][:7]
-    return f"{experiment}, folds {folds}, {views}, CV {oof['dice']:.5f} of {oof['photos']} photos, commit {commit}"
-
-
-def record_submission(file: Path, command: str, runs: Path, journal: Path) -> None:
-    """Adds the CSV to the journal of submissions."""
-    failure = f"{file} was submitted, but is not in {journal}; src/submission.py record adds it"
-    options = ["--command", command, "--runs", runs, "--journal", journal]
-    script_output(failure, "submission.py", "record", file, *options)
-
-
-def record_scores(file: Path, public: str, private: str, journal: Path) -> None:
-    """Adds what the leaderboard gave to the journal; an empty string is a score that is not shown yet."""
-    options = [part for part in (f"--public={public}", f"--private={private}") if not part.endswith("=")]
-    if not options:
-        raise InputError(f"{file}: scored, but Kaggle shows no score yet; give the command again")
-    failure = f"{file}: {' '.join(options)}, not recorded"
-    print(script_output(failure, "submission.py", "record", file, *options, "--journal", journal), end="")
-
-
-def measured_hours(file: Path, experiment: str, folds: list[int], overrides: list[str]) -> dict[int, float]:
-    """Hours of each of a session's folds, at the rates in selftest.json; none if it does not hold what is trained.
-
-    Earlier stages are taken to cost what their pixels cost; the folds share the CPUs that load photos.
-    """
-    try:
-        rates = json.loads(file.read_text())["experiments"][experiment]
-        train, predict = max(rates["train_photos_per_second"].values()), rates["predict_photos_per_second"]
-    except (OSError, ValueError, KeyError):  # an experiment that did not fit the GPU has no rates
-        return {}
-    if not all(override.startswith("train.epochs=") for override in overrides):
-        return {}
-    load = (rates["loader_photos_per_second"] or math.inf) / len(folds)
-    last = load_experiment(experiment, EXPERIMENTS, overrides)
-    cars = Counter(int(line.rpartition(",")[2]) for line in FOLDS.read_text().splitlines()[1:])  # by fold
-    hours = dict.fromkeys(folds, 0.0)
-    for fold, stage in itertools.product(folds, last.stages):
-        size = math.prod(stage.data.size) / math.prod(last.data.size)
-        crop = math.prod(stage.data.crop or stage.data.size) / math.prod(last.data.crop or last.data.size)
-        epoch = (cars.total() - cars[fold]) / min(train / crop, load) + cars[fold] / min(predict / size, load)
-        hours[fold] += stage.train.epochs * ANGLES * epoch / 3600
-    return hours
-
-
-def computed_hours(experiment: str, folds: list[int], overrides: list[str]) -> dict[int, float]:
-    """Hours of each fold on a T4, as src/train.py computes them."""
-    encoder_of(experiment, overrides)  # an unknown experiment is refused with the list of the known ones
-    options = [part for override in overrides for part in ("--set", override)]
-    options += ["--fold", ",".join(map(str, folds)), "--dry-run", "--no-timing"]
-    lines = script_output(experiment, "train.py", experiment, *options)
-    return {int(fold): float(hours) for fold, hours in re.findall(r"fold (\d+) on a T4: ([\d.]+) hours", lines)}
 
 
 def script_output(failure: str, script: str, *arguments: object) -> str:

@@ -1,4 +1,4 @@
-"""Sessions on Kaggle: built, pushed, watched, fetched, continued, as many at once as an account may have."""
+"""Sessions on Kaggle: built, pushed, watched, continued, as many at once as an account may have."""
 
 import hashlib
 import json
@@ -10,15 +10,13 @@ from pathlib import Path
 from client import Busy, Client, NoHours, Transient
 from ledger import Entry, Ledger
 from logs import LogStreams
+from outputs import fetch_output, output_of
 from packing import BUILD, Kernel, build, slugify
-from runtime import digest_of
 
 from carvana.command import command_line
 from carvana.errors import InputError
 
 AT_ONCE = 2  # GPU sessions of an account
-ROUNDS = 8  # sessions that continue one another
-FETCHES = 3
 
 
 @dataclass(frozen=True)
@@ -156,48 +154,3 @@ def refresh(entries: list[Entry], ledger: Ledger, client: Client) -> int:
             print(f"{entry.name}: {status.lower()}", flush=True)
         ledger.save()
     return running
-
-
-def fetch_output(entry: Entry, ledger: Ledger, client: Client) -> None:
-    """Fetches a session's output; plans another round if its hours were over.
-
-    Raises InputError if it does not arrive whole; the session stays `complete`, to be fetched again.
-    """
-    folder = output_of(entry)
-    for _ in range(FETCHES):
-        client.fetch(entry.kernel, folder)
-        summary = read_status(folder)
-        cut = damaged(folder, summary) if summary else ["status.json"]
-        if not cut:
-            break
-    if cut and (summary or not entry.faults):  # a session that was ended early has left no status.json
-        raise InputError(f"{entry.name}: {cut[0]} does not arrive whole; give the command again")
-    entry.faults += summary["faults"] if summary else ["it left no status.json"]
-    entry.state = "failed" if entry.faults else "done"
-    if entry.state == "done" and not summary["finished"]:
-        if entry.round == ROUNDS:
-            raise InputError(f"{entry.name}: not finished after {ROUNDS} sessions; see {folder}")
-        sources = [*dict.fromkeys([*entry.sources, entry.kernel])]
-        ledger.entries.append(Entry(entry.job, entry.part, entry.settings, sources, round=entry.round + 1))
-    ledger.save()
-
-
-def read_status(folder: Path) -> dict | None:
-    """The summary that a kernel leaves; None if it cannot be read."""
-    try:
-        return json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def damaged(folder: Path, summary: dict) -> list[str]:
-    """Files of the kernel's list that are missing or differ from what it wrote."""
-    return [
-        name for name, digest in summary["files"].items()
-        if not (folder / name).is_file() or digest_of(folder / name) != digest
-    ]  # fmt: skip
-
-
-def output_of(entry: Entry) -> Path:
-    """Where a session's output is fetched to."""
-    return BUILD / "output" / entry.kernel.rpartition("/")[2]

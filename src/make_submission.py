@@ -59,14 +59,7 @@ def main(
     networks = sum(map(len, checkpoints.values()))
     say(f"{choice}; {len(image_ids)} photos, {networks} networks x {len(choice.views)} views, {job.device.device}")
     if estimate:
-        return print(
-            "\n".join(
-                [
-                    *job.estimate_lines(SESSION if hours is None else hours, len(devices)),
-                    f"peak memory {job.device.peak_memory()}",
-                ]
-            )
-        )
+        return print(*job.estimate_lines(SESSION if hours is None else hours, len(devices)), sep="\n")
     manifest = job.manifest(shard, block_size)
     blocks = Blocks(output, manifest, job.names[manifest.first : manifest.first + manifest.photos])
     figures = predict_blocks(job, devices, blocks, overwrite, end)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from carvana.data.archive import Archive, is_data
+from carvana.data.archive import Archive
+from carvana.data.parts import is_data
 from carvana.errors import InputError
 
 CONTENT = {f"c_{angle:02}.jpg": bytes([angle]) * (1000 * angle) for angle in range(1, 5)}

@@ -17,7 +17,9 @@ from unittest import mock
 
 import client
 import emulated
+import estimates
 import launch
+import leaderboard
 import logs
 import outputs
 import packing
@@ -57,8 +59,9 @@ def connected(root: Path, execute):
         patch.setattr(launch, "LEDGER", root / "launch.json")
         patch.setattr(launch, "SELFTEST", root / "build" / "selftest.json")
         patch.setattr(launch, "GPUS", 1)
-        for module in (launch, sessions):
+        for module in (launch, sessions, outputs):
             patch.setattr(module, "BUILD", root / "build")
+        for module in (launch, sessions, leaderboard):
             patch.setattr(module, "time", SimpleNamespace(sleep=server.work, time_ns=time.time_ns))
         patch.setattr(client, "time", SimpleNamespace(sleep=server.pass_time, monotonic=lambda: server.now))
         old = SimpleNamespace(stdout=[], poll=lambda: logs.TOO_OLD, terminate=lambda: None)  # a client without --follow
@@ -117,7 +120,10 @@ def season(demo, mounts, tmp_path_factory) -> SimpleNamespace:
         with pytest.raises(InputError, match="none of today's submissions is left"):
             launch.submit("demo", **files)
         server.submissions_left, server.faults = 1, {"CreateSubmission": ["lost", "cut"]}  # the second one arrives
-        with mock.patch.object(launch.time, "sleep", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        with (
+            mock.patch.object(leaderboard.time, "sleep", side_effect=KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt),
+        ):
             launch.submit("demo", **files)
         launch.submit("demo", **files)  # its scores
         with pytest.raises(InputError, match="was submitted before"):
@@ -215,7 +221,7 @@ def test_faults_are_waited_for_or_reported(server, season, tmp_path, faults, end
 def test_what_does_not_arrive_whole_is_fetched_by_the_next_command(server, season, tmp_path, broken):
     folder = season.machines[0].working
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    server.faults["GET"] = ["cut" if name == broken else None for name in names] * sessions.FETCHES
+    server.faults["GET"] = ["cut" if name == broken else None for name in names] * outputs.FETCHES
     with pytest.raises(InputError, match=f"^train demo, folds 0: {broken} does not arrive whole; give the command"):
         push_train(tmp_path)
     push_train(tmp_path)
@@ -357,7 +363,7 @@ def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_p
     selftest, ten_epochs = tmp_path / "build" / "selftest.json", {"folds": "0", "overrides": ["train.epochs=10"]}
     write_json(selftest, {"experiments": {"demo": rates | {"loader_photos_per_second": 40.0}}})
     server.faults = {"GetAcceleratorQuotaStatistics": [503]}
-    monkeypatch.setattr(outputs, "computed_hours", lambda *_: {0: 7.0})
+    monkeypatch.setattr(estimates, "computed_hours", lambda *_: {0: 7.0})
     launch.plan("demo", **ten_epochs)
     train, _, total, last = capsys.readouterr().out.splitlines()
     folds = pd.read_csv(packing.FOLDS)["fold"]

@@ -1,35 +1,13 @@
-"""Reads the competition's files where they lie: in folders, or still inside Kaggle's zip files."""
+"""Where the competition's files lie: in folders, in Kaggle's zip files, or in the zip file of the whole download."""
 
-import bz2
-import lzma
-import mmap
-import os
-import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Callable
 from itertools import chain, product
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import Path
 
+from carvana.data.parts import REMEDY, FolderPart, Part, ZipPart, is_data, outermost
 from carvana.errors import InputError
 
-REMEDY = "input/README.md says what to download and where to put it"
 DOWNLOAD = "carvana-image-masking-challenge*.zip"  # what "Download All" gives, with the zip files inside
-LITTER = re.compile(  # names that systems, browsers and editors leave: .DS_Store, ._x.jpg, ~$x.csv, x.jpg.crdownload
-    r"(\.(?!\.?$)|~\$).*|__MACOSX|(eh)?thumbs\.db|desktop\.ini|icon\r|@eaDir|#recycle|\$RECYCLE\.BIN|lost\+found"
-    r"|.*(~|\.(part|partial|crdownload|download|aria2|tmp)|:Zone\.Identifier)",
-    re.IGNORECASE,
-)
-INFLATE = {
-    zipfile.ZIP_STORED: bytes,
-    zipfile.ZIP_DEFLATED: lambda data: zlib.decompress(data, -zlib.MAX_WBITS),
-    zipfile.ZIP_BZIP2: bz2.decompress,
-    zipfile.ZIP_LZMA: lambda data: zipfile.LZMADecompressor().decompress(data),
-}
-BROKEN = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, RuntimeError, ValueError)
 
 
 class Archive:
@@ -42,7 +20,7 @@ class Archive:
     def __init__(self, root: Path):
         self.root = Path(root)
 
-    def part(self, name: str) -> "Part":
+    def part(self, name: str) -> Part:
         """The part called `name`, such as `train`. Raises InputError if it is missing or occurs twice."""
         path = self._find(name, _has_files)
         return FolderPart(path) if path.is_dir() else ZipPart(path)
@@ -52,7 +30,7 @@ class Archive:
         path = self._find(name, Path.is_file)
         if path.name != name:
             return ZipPart(path).read(name)
-        return path.read_bytes() if path.is_file() else ZipPart(_outermost(path)).read(name)
+        return path.read_bytes() if path.is_file() else ZipPart(outermost(path)).read(name)
 
     def _find(self, name: str, exists: Callable[[Path], bool]) -> Path:
         if not self.root.exists():
@@ -72,115 +50,6 @@ class Archive:
         raise InputError(f"{self.root}: the folder is empty, looked for {expected}; {REMEDY}; {again}")
 
 
-class Part:
-    """The files of one part of the data by base name, whatever folders they lie in.
-
-    It keeps no file open: each read opens, seeks and closes, so threads and forked or spawned loader workers share it
-    without a lock. Pickled, it is a path. `_listing` gives paths inside it, each with what `_content` needs to read it.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return type(self), (self.path,)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Base names, sorted."""
-        return sorted(self._members)
-
-    @property
-    def duplicates(self) -> list[str]:
-        """Base names that occur more than once, in two sub-folders or twice in the zip, sorted."""
-        return [name for name in self.names if len(self._members[name]) > 1]
-
-    def where(self, name: str) -> str:
-        """The path of a file for messages, such as `input/train.zip/train/x.jpg`."""
-        inner, _ = self._members.get(name, [(name, None)])[0]
-        return f"{self.path.as_posix()}/{inner}"
-
-    def read(self, name: str) -> bytes:
-        """The content of the file with this base name. Raises InputError if it is missing or broken."""
-        if name not in self._members:
-            raise InputError(f"{self.where(name)}: no such file; {REMEDY}")
-        try:
-            return self._content(*self._members[name][0])
-        except BROKEN as error:
-            raise InputError(f"{self.where(name)}: cannot be read ({error}); download it again") from error
-
-    @cached_property
-    def _members(self) -> dict[str, list[tuple[str, Any]]]:
-        members = {}
-        for inner, member in sorted(self._listing(), key=lambda pair: pair[0]):
-            if is_data(inner):
-                members.setdefault(PurePosixPath(inner).name, []).append((inner, member))
-        return members
-
-
-class FolderPart(Part):
-    """A folder with its sub-folders: unzipping `train.zip` into `train` makes `train/train/x.jpg`."""
-
-    def _listing(self) -> Iterable[tuple[str, None]]:
-        own_zip = f"{self.path.name}.zip"  # left behind when unzipped here
-        for folder, _, names in os.walk(self.path):
-            inside = Path(folder).relative_to(self.path)
-            yield from (((inside / name).as_posix(), None) for name in names if name != own_zip)
-
-    def _content(self, inner: str, _: None) -> bytes:
-        return (self.path / inner).read_bytes()
-
-
-class ZipPart(Part):
-    """A zip file, its members with or without a top folder. It may lie in another: `download.zip/train.zip`."""
-
-    def _listing(self) -> Iterable[tuple[str, zipfile.ZipInfo]]:
-        try:
-            path, start, size = self._extent
-            with (
-                path.open("rb") as raw,
-                mmap.mmap(raw.fileno(), size, access=mmap.ACCESS_READ, offset=start) as window,
-                zipfile.ZipFile(window) as file,
-            ):
-                infos = [(info.filename.replace("\\", "/"), info) for info in file.infolist()]  # as Windows writes
-        except BROKEN as error:
-            raise InputError(f"{self.path}: cut or corrupt zip file ({error}); remove and download it again") from error
-        return [(inner, info) for inner, info in infos if not inner.endswith("/")]
-
-    @cached_property
-    def _extent(self) -> tuple[Path, int, int]:
-        """The file on the disk, and first byte and number of those that hold this zip, with others before it."""
-        outer = _outermost(self.path)
-        if outer == self.path:
-            return outer, 0, outer.stat().st_size
-        inner = self.path.relative_to(outer).as_posix()
-        info = dict(ZipPart(outer)._listing())[inner]
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise InputError(f"{outer}: {inner} is compressed in it and cannot be read in place; unzip {outer.name}")
-        with outer.open("rb") as file:
-            end = _seek_content(file, info.header_offset) + info.file_size
-        start = info.header_offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        return outer, start, end - start
-
-    def _content(self, _: str, member: zipfile.ZipInfo) -> bytes:
-        """Reads at the offset in the index: with `ZipFile` each worker would parse the test's 100,064 names anew."""
-        if member.flag_bits & 1 or member.compress_type not in INFLATE:
-            how = "has a password" if member.flag_bits & 1 else f"is compressed by method {member.compress_type}"
-            raise InputError(f"{self.path}: {member.filename} {how}, which cannot be read in place; unzip the file")
-        path, start, _ = self._extent
-        with path.open("rb") as file:
-            _seek_content(file, start + member.header_offset)
-            data = INFLATE[member.compress_type](file.read(member.compress_size))
-        if zlib.crc32(data) != member.CRC:
-            raise zipfile.BadZipFile("wrong checksum")
-        return data
-
-
-def is_data(inner: str) -> bool:
-    """Whether a name, or a path inside a part, is more than what systems leave behind."""
-    return not any(map(LITTER.fullmatch, PurePosixPath(inner).parts))
-
-
 def _find_loose(folders: list[Path], name: str, exists: Callable[[Path], bool]) -> list[Path]:
     pairs = [(folder / name, folder / f"{name}.zip") for folder in folders]
     return [path if exists(path) else zipped for path, zipped in pairs if exists(path) or zipped.is_file()]
@@ -193,17 +62,6 @@ def _find_downloaded(folders: list[Path], name: str, _: Callable) -> list[Path]:
     return [Path(part.where(inner)) for part in parts for inner in names if inner in part.names]
 
 
-def _outermost(path: Path) -> Path:
-    """The file on the disk in which `path` lies; itself unless it is in a zip file."""
-    return next((parent for parent in path.parents if parent.is_file()), path)
-
-
-def _seek_content(file: BinaryIO, header_offset: int) -> int:
-    """Goes to the content of a zip file's member and returns that place."""
-    file.seek(header_offset)
-    return file.seek(sum(struct.unpack("<26xHH", file.read(30))), os.SEEK_CUR)  # lengths of its name and of more
-
-
 def _has_files(folder: Path) -> bool:
     """Whether a folder can be a part; one that holds only its own zip, such as `train/train.zip`, cannot."""
-    return folder.is_dir() and any(is_data(inner) for inner, _ in FolderPart(folder)._listing())
+    return folder.is_dir() and bool(FolderPart(folder).names)

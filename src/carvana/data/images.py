@@ -8,9 +8,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from carvana.data.archive import Archive, Part
+from carvana.data.archive import Archive
 from carvana.data.decoding import count_colors, decode_image, decode_mask, half_is_enough, read_size
 from carvana.data.geometry import Fit, Size
+from carvana.data.parts import Part
 from carvana.errors import InputError, few
 from carvana.log import progress
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from carvana.data.archive import is_data
+from carvana.data.parts import is_data
 from carvana.errors import InputError, few
 from carvana.log import replacing
 

@@ -4,7 +4,7 @@ import csv
 import zipfile
 from io import BytesIO
 
-from carvana.data.archive import BROKEN, is_data
+from carvana.data.parts import BROKEN, is_data
 from carvana.errors import InputError
 
 
@@ -31,9 +31,14 @@ def unzipped(data: bytes, name: str) -> bytes:
         return data
     try:
         with zipfile.ZipFile(BytesIO(data)) as file:
-            inner = [info for info in file.infolist() if is_data(info.filename) and not info.is_dir()]
-            if len(inner) == 1:
-                return file.read(inner[0])
+            return file.read(only_member(file, name))
     except BROKEN as error:
         raise InputError(f"{name}: a cut or corrupt zip file ({error}); download it again") from None
-    raise InputError(f"{name}: a zip file that holds {len(inner)} files, must hold one CSV; unzip it")
+
+
+def only_member(file: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """The CSV in a zip file, without what systems leave beside it. Raises InputError if it is not alone."""
+    members = [info for info in file.infolist() if is_data(info.filename) and not info.is_dir()]
+    if len(members) != 1:
+        raise InputError(f"{name}: holds {len(members)} files, must hold one CSV; unzip it")
+    return members[0]

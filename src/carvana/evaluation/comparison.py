@@ -6,7 +6,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from carvana.errors import InputError
-from carvana.evaluation.metrics import BEYOND, bootstrap_interval
+from carvana.evaluation.metrics import BEYOND, bootstrap_interval, estimate_mean
 from carvana.evaluation.oof import error_line
 
 EXTREMES = 3  # cars shown at either end
@@ -38,8 +38,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame) -> Comparison:
     gains, differences = both["dice_second"] - both["dice_first"], {}
     for name in BEYOND:
         difference = both[f"{name}_second"] - both[f"{name}_first"]
-        interval = bootstrap_interval(difference.to_numpy(), both["car"])
-        differences[name] = {"mean": float(difference.mean()), "interval": interval}
+        differences[name] = estimate_mean(difference, both["car"])
     cars = gains.groupby(both["car"]).mean().sort_values()
     gaining, losing = int((cars > 0).sum()), int((cars < 0).sum())
     p_value = float(binomtest(gaining, gaining + losing).pvalue) if gaining + losing else 1.0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 
 THRESHOLDS = tuple(level / 100 for level in range(1, 100))
@@ -43,6 +44,11 @@ def pixels_from_contour(mask: np.ndarray) -> np.ndarray:
     """Pixels from each pixel to the nearest one on the other side of the contour, 1 beside it: float32 (H, W)."""
     inside, outside = (cv2.distanceTransform(side.view(np.uint8), cv2.DIST_L2, 5) for side in (mask, ~mask))
     return np.where(mask, inside, outside)
+
+
+def estimate_mean(values: pd.Series, cars: Sequence[str]) -> dict:
+    """`mean` over photos, and its `interval` as `bootstrap_interval` gives it."""
+    return {"mean": float(values.mean()), "interval": bootstrap_interval(values.to_numpy(), cars)}
 
 
 def bootstrap_interval(values: np.ndarray, cars: Sequence[str], draws: int = 2000, seed: int = 0) -> list[float]:

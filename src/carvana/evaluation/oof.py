@@ -16,7 +16,7 @@ from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
 from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError
-from carvana.evaluation.metrics import BEYOND, THRESHOLDS, bootstrap_interval, dice_curve, errors_beyond
+from carvana.evaluation.metrics import BEYOND, THRESHOLDS, bootstrap_interval, dice_curve, errors_beyond, estimate_mean
 from carvana.log import replacing, say, write_json
 from carvana.models.checkpoint import Checkpoint, load_checkpoint, read_facts
 from carvana.prediction.ensemble import Checkpoints
@@ -168,8 +168,8 @@ def _write(folder: Path, oof: Oof, facts: dict) -> dict:
     summary = {
         "experiment": folder.name,
         "dice": float(table["dice"].mean()),
-        "interval": _interval(table, "dice"),
-        "errors": {name: {"mean": float(table[name].mean()), "interval": _interval(table, name)} for name in BEYOND},
+        "interval": bootstrap_interval(table["dice"].to_numpy(), table["car"]),
+        "errors": {name: estimate_mean(table[name], table["car"]) for name in BEYOND},
         "threshold": threshold,
         "dice_at_half": float(mean_curve[THRESHOLDS.index(0.5)]),
         "photos": len(table),
@@ -189,10 +189,6 @@ def _write(folder: Path, oof: Oof, facts: dict) -> dict:
             content.to_csv(temporary, index=False, lineterminator="\n", **options)
     write_json(folder / "oof.json", summary)
     return summary
-
-
-def _interval(table: pd.DataFrame, column: str) -> list[float]:
-    return bootstrap_interval(table[column].to_numpy(), table["car"])
 
 
 def read_oof(folder: Path) -> tuple[dict, Oof]:

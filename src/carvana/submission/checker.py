@@ -6,10 +6,11 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 
-from carvana.data.archive import Archive, FolderPart, Part, ZipPart
+from carvana.data.archive import Archive
 from carvana.data.decoding import decode_mask
 from carvana.data.geometry import Size
 from carvana.data.images import MASK_NAME
+from carvana.data.parts import FolderPart, Part, ZipPart
 from carvana.data.rle import parse_rle, rle_decode
 from carvana.errors import InputError, few
 from carvana.evaluation.metrics import dice

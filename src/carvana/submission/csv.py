@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import IO
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
 
-from carvana.data.archive import is_data
-from carvana.data.tables import read_rows
+from carvana.data.tables import only_member, read_rows
 from carvana.errors import InputError
 from carvana.log import replacing
 
@@ -109,10 +108,7 @@ def _by_suffix(path: Path, choices: dict[str, Callable]) -> Callable:
 
 def _open_zip(path: Path) -> IO[bytes]:
     with ZipFile(path) as archive:
-        members = [info.filename for info in archive.infolist() if is_data(info.filename) and not info.is_dir()]
-        if len(members) != 1:
-            raise InputError(f"{path}: holds {len(members)} files, must hold one CSV")
-        return archive.open(members[0])
+        return archive.open(only_member(archive, str(path)))
 
 
 @contextmanager

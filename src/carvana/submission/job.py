@@ -142,6 +142,7 @@ class Job:
             f"{rate:.2f} photos a second, measured on {measured}",
             f"{needed:.2f} hours for {photos} photos on {devices} device(s)",
             f"{math.ceil(needed / hours)} shards of at most {hours:g} hours",
+            f"peak memory {self.device.peak_memory()}",
         ]
 
 
@@ -151,20 +152,16 @@ def predict_blocks(job: Job, devices: list[Device], blocks: Blocks, overwrite: b
     Returns what people read of speed and memory; None, and nothing is joined, if blocks are still missing.
     """
     with alone_in(blocks.folder):
-        return _predict_missing(job, devices, blocks, blocks.begin(overwrite), end)
-
-
-def _predict_missing(job: Job, devices: list[Device], blocks: Blocks, missing: list[int], end: float) -> str | None:
-    count = len(devices)
-    shares = [share(missing, number, count) for number in range(count)]
-    jobs = [replace(job, device=device) for device in devices]
-    calls = [(job, blocks, claimed, end) for job, claimed in zip(jobs, shares, strict=True) if claimed]
-    figures = side_by_side(fill_blocks, calls) if calls and time.monotonic() < end else []
-    if missing := len(blocks.missing()):
-        finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
-        say(f"{blocks.output}: stopped before it is whole, {finished}; give the same command to continue")
-        return None
-    blocks.finish()
+        missing = blocks.begin(overwrite)
+        shares = [share(missing, number, len(devices)) for number in range(len(devices))]
+        jobs = [replace(job, device=device) for device in devices]
+        calls = [(job, blocks, claimed, end) for job, claimed in zip(jobs, shares, strict=True) if claimed]
+        figures = side_by_side(fill_blocks, calls) if calls and time.monotonic() < end else []
+        if missing := len(blocks.missing()):
+            finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
+            say(f"{blocks.output}: stopped before it is whole, {finished}; give the same command to continue")
+            return None
+        blocks.finish()
     memory = " + ".join(memory for _, memory in figures) or job.device.peak_memory()
     return f"{sum(rate for rate, _ in figures):.2f} photos a second, peak memory {memory}"
 

@@ -41,18 +41,12 @@ def train_folds(
     with ExitStack() as locks:
         for fold in folds if process.is_main_process else []:
             locks.enter_context(alone_in(fold.folder))
-        return _train_in_turn(config, folds, resume, overwrite, deadline, tracker)
-
-
-def _train_in_turn(
-    config: Config, folds: list[Fold], resume: bool, overwrite: bool, deadline: float, tracker: str
-) -> bool:
-    for fold in folds:
-        say(f"fold {fold.number}: training on {len(fold.train.cars)} cars, validating on {len(fold.val.cars)}")
-        finished = train_fold(config, fold, resume, overwrite, deadline, tracker)
-        clear_device_cache(garbage_collection=True)  # gives the fold's memory back
-        if not finished:
-            return False
+        for fold in folds:
+            say(f"fold {fold.number}: training on {len(fold.train.cars)} cars, validating on {len(fold.val.cars)}")
+            finished = train_fold(config, fold, resume, overwrite, deadline, tracker)
+            clear_device_cache(garbage_collection=True)  # gives the fold's memory back
+            if not finished:
+                return False
     return True
 
 
