@@ -10,7 +10,16 @@ from torch import nn
 
 from carvana.config import ModelConfig
 from carvana.models import build_model, cpu
-from carvana.models.cpu import DenseConv3x3, DepthwiseConv2d, DepthwiseConv2dSame, speed_up_convolutions
+from carvana.models.blocks import DecoderBlock
+from carvana.models.cpu import (
+    DenseConv3x3,
+    DepthwiseConv2d,
+    DepthwiseConv2dSame,
+    FourTapBlock,
+    interleave,
+    separate,
+    speed_up_convolutions,
+)
 from carvana.prediction.fusion import fuse_norms
 
 DEPTHWISE, DENSE = {"groups": 4, "bias": False}, {"bias": False}
@@ -69,6 +78,41 @@ def test_gradients_are_those_of_float32(conv, size):
         torch.testing.assert_close(grad, other, rtol=1e-4 if dense else 0.005, atol=atol)
 
 
+def test_separating_undoes_interleaving():
+    pixels = torch.randn(2, 3, 8, 10)
+    parts = separate(pixels)
+    assert parts.shape == (2, 12, 5, 6)
+    assert torch.equal(interleave(parts), pixels)
+
+
+@pytest.mark.parametrize("gates", [False, True])
+@pytest.mark.parametrize("skips", [0, 3])
+@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
+def test_four_taps_compute_what_nine_do_behind_nearest_upsampling(size, skips, gates, monkeypatch):
+    gradient = Mock(wraps=cpu.weight_gradient)
+    monkeypatch.setattr(cpu, "weight_gradient", gradient)
+    block = DecoderBlock(4, skips, 6, ModelConfig(attention_gates=gates)).double()
+    fast = swapped(block)
+    assert type(fast) is FourTapBlock
+    shapes = [(2, 4, *size)] + [(2, skips, 2 * size[0], 2 * size[1])] * (skips > 0)
+    inputs = [torch.randn(shape, dtype=torch.double).to(memory_format=torch.channels_last) for shape in shapes]
+    results = []
+    for either in (block, fast):
+        features = [tensor.clone().requires_grad_() for tensor in inputs]
+        outputs = either(*features)
+        names = [name for name, _ in either.named_parameters()]
+        outputs.square().sum().backward()
+        results.append([outputs, *(f.grad for f in features), *(either.get_parameter(name).grad for name in names)])
+    assert gradient.call_count == 2 + (skips > 0)  # coarse features, skips if any, and the second convolution
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(fast.eval()(*inputs), block.eval()(*inputs))
+
+
+def test_other_upsampling_keeps_nine_taps():
+    for upsampling in ("bilinear", "transposed"):
+        assert type(swapped(DecoderBlock(4, 0, 6, ModelConfig(upsampling=upsampling)))) is DecoderBlock
+
+
 def test_a_swapped_network_keeps_its_parameters_and_has_the_same_gradients_and_logits(monkeypatch):
     """Its decoder's tensors have the layout for which products are faster, and its norms can still be fused."""
     gradient, photos = Mock(wraps=cpu.weight_gradient), torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
@@ -84,7 +128,7 @@ def test_a_swapped_network_keeps_its_parameters_and_has_the_same_gradients_and_l
         network(photos).square().mean().backward()
     for parameter, expected in zip(fast.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, expected.grad)
-    assert gradient.call_count == sum(isinstance(module, DenseConv3x3) for module in fast.modules()) > 8
+    assert gradient.call_count == 14  # of five blocks, of which four have a skip
     with torch.inference_mode():
         assert fuse_norms(fast.eval(), photos) > 50
         torch.testing.assert_close(fast(photos), model.eval()(photos))

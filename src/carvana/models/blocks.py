@@ -72,12 +72,12 @@ class DecoderBlock(nn.Module):
 
     def forward(self, coarse: torch.Tensor, *skips: torch.Tensor) -> torch.Tensor:
         """(N, in_channels, h, w) and skips (N, ., 2h, 2w) of `skip_channels` in all to (N, out_channels, 2h, 2w)."""
-        features = self.upsample(coarse)
         if self.gate is not None:
             skips = (self.gate(torch.cat(skips, dim=1), coarse),)
-        if skips:
-            features = torch.cat([features, *skips], dim=1)
-        return self.scse(self.conv2(self.conv1(features)))
+        return self.scse(self.conv2(self.join(coarse, *skips)))
+
+    def join(self, coarse: torch.Tensor, *skips: torch.Tensor) -> torch.Tensor:
+        return self.conv1(torch.cat([self.upsample(coarse), *skips], dim=1))
 
 
 class LogitConv(nn.Conv2d):

@@ -17,6 +17,8 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import nn
 
+from carvana.models.blocks import DecoderBlock
+
 ROWS = 8192  # pixels of one matrix product: its operands stay in the processor's cache for all nine products
 
 
@@ -26,19 +28,21 @@ def speed_up_convolutions(model: nn.Module) -> None:
     Parameters and their names stay the same, no random number is drawn, and evaluation is unchanged.
     """
     for module in model.modules():
-        exact = type(module) in (nn.Conv2d, Conv2dSame)  # a subclass may compute something else
-        if exact and module.bias is None and module.padding_mode == "zeros":
-            module.__class__ = faster_class(module)
+        module.__class__ = faster_class(module)
 
 
-def faster_class(conv: nn.Conv2d) -> type[nn.Conv2d]:
+def faster_class(module: nn.Module) -> type[nn.Module]:
     """The class that trains fastest on this CPU; its own if PyTorch is not slow."""
-    if conv.groups == conv.in_channels > 1 and (max(conv.stride) > 1 or max(conv.kernel_size) > 3):
-        return DepthwiseConv2dSame if type(conv) is Conv2dSame else DepthwiseConv2d
-    geometry = conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.groups
-    if geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        return DenseConv3x3
-    return type(conv)
+    avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if type(module) is DecoderBlock and getattr(module.upsample, "mode", None) == "nearest":
+        return FourTapBlock if avx2 else DecoderBlock
+    exact = type(module) in (nn.Conv2d, Conv2dSame)  # a subclass may compute something else
+    if not exact or module.bias is not None or module.padding_mode != "zeros":
+        return type(module)
+    if module.groups == module.in_channels > 1 and (max(module.stride) > 1 or max(module.kernel_size) > 3):
+        return DepthwiseConv2dSame if type(module) is Conv2dSame else DepthwiseConv2d
+    geometry = module.kernel_size, module.padding, module.stride, module.dilation, module.groups
+    return DenseConv3x3 if avx2 and geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1) else type(module)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -75,15 +79,34 @@ class _Float32Backward(torch.autograd.Function):
         return *(None if g is None else g.to(grad.dtype) for g in grads[:2]), None
 
 
+def by_products(module: nn.Module, inputs: torch.Tensor) -> bool:
+    """Whether a dense convolution's gradient is to be matrix products: in training, in float32, channels_last."""
+    float32 = module.training and not torch.is_autocast_enabled("cpu")
+    channels_last = inputs.is_contiguous(memory_format=torch.channels_last)
+    return float32 and channels_last and not torch.compiler.is_compiling()  # which would unroll the products
+
+
 class DenseConv3x3(nn.Conv2d):
     """Padded by 1, without bias. In training in float32 its weights' gradient is a sum of matrix products."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        float32 = self.training and not torch.is_autocast_enabled("cpu")
-        channels_last = inputs.is_contiguous(memory_format=torch.channels_last)
-        if float32 and channels_last and not torch.compiler.is_compiling():  # which would unroll the products
+        if by_products(self, inputs):
             return _GradientByProducts.apply(inputs, self.weight)
         return super().forward(inputs)
+
+
+class FourTapBlock(DecoderBlock):
+    """Behind nearest upsampling. In training in float32 its first convolution reads coarse features where they are."""
+
+    def join(self, coarse: torch.Tensor, *skips: torch.Tensor) -> torch.Tensor:
+        if not by_products(self, coarse):
+            return super().join(coarse, *skips)
+        conv, norm, act = self.conv1
+        coarse_weight, skip_weight = conv.weight.tensor_split([coarse.shape[1]], dim=1)
+        features = _DoubledConv.apply(coarse, coarse_weight)
+        if skips:
+            features = features + _GradientByProducts.apply(torch.cat(skips, dim=1), skip_weight)
+        return act(norm(features))
 
 
 class _GradientByProducts(torch.autograd.Function):
@@ -99,24 +122,74 @@ class _GradientByProducts(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         inputs_needed, weight_needed = ctx.needs_input_grad
         grad_inputs = torch.nn.grad.conv2d_input(inputs.shape, weight, grad, padding=1) if inputs_needed else None
-        return grad_inputs, weight_gradient(inputs, grad) if weight_needed else None
+        return grad_inputs, weight_gradient(inputs, grad, 3) if weight_needed else None
 
 
-def weight_gradient(inputs: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """(C_out, C_in, 3, 3) from inputs (N, C_in, H, W) and the gradient (N, C_out, H, W) of the convolution.
+class _DoubledConv(torch.autograd.Function):
+    """The same of an image doubled by nearest, from (N, C_in, h, w) to (N, C_out, 2h, 2w).
+
+    The nine places of the kernel fall on 2x2 pixels of the small image. Each of the four pixels that one becomes has a
+    2x2 kernel of its own, sums of the nine weights: four products in the place of nine.
+    """
+
+    # Of an even and an odd row, and alike of columns: which rows of the kernel fall on each of two coarse rows.
+    ROWS = ((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1))
+
+    @staticmethod
+    def forward(ctx, coarse, weight):
+        rows = weight.new_tensor(_DoubledConv.ROWS)
+        kernels = torch.einsum("ark,bsl,oikl->aboirs", rows, rows, weight).flatten(0, 2)  # (4 C_out, C_in, 2, 2)
+        kernels = kernels.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(coarse, kernels)
+        return interleave(F.conv2d(coarse, kernels, padding=1))
+
+    @staticmethod
+    def backward(ctx, grad):
+        coarse, kernels = ctx.saved_tensors
+        grad = separate(grad)
+        grad_coarse = torch.nn.grad.conv2d_input(coarse.shape, kernels, grad, padding=1)
+        grad_kernels = weight_gradient(coarse, grad, 2).unflatten(0, (2, 2, -1))
+        rows = kernels.new_tensor(_DoubledConv.ROWS)
+        return grad_coarse, torch.einsum("ark,bsl,aboirs->oikl", rows, rows, grad_kernels)
+
+
+def interleave(parts: torch.Tensor) -> torch.Tensor:
+    """(N, 4C, h + 1, w + 1), of even and odd rows and columns, to (N, C, 2h, 2w); even ones lack the last place."""
+    number, channels, height, width = parts.shape
+    parts = parts.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))
+    pixels = parts.new_empty(number, height - 1, 2, width - 1, 2, channels // 4)
+    for row, column in product(range(2), repeat=2):
+        pixels[:, :, row, :, column] = parts[:, row : row + height - 1, column : column + width - 1, row, column]
+    return pixels.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+def separate(pixels: torch.Tensor) -> torch.Tensor:
+    """The inverse of `interleave`; zero in the places that it leaves out."""
+    number, channels, height, width = pixels.shape
+    pixels = pixels.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    parts = pixels.new_zeros(number, height // 2 + 1, width // 2 + 1, 2, 2, channels)
+    for row, column in product(range(2), repeat=2):
+        inner = parts[:, row : row + height // 2, column : column + width // 2, row, column]
+        inner.copy_(pixels[:, :, row, :, column])
+    return parts.flatten(3).permute(0, 3, 1, 2)
+
+
+def weight_gradient(inputs: torch.Tensor, grad: torch.Tensor, side: int) -> torch.Tensor:
+    """(C_out, C_in, side, side) of a convolution padded by 1, from inputs (N, C_in, H, W) and its outputs' gradient.
 
     With a frame of zeros around each image, all pixels lie in one row. In this row a neighbour is a fixed step away,
     the same for every pixel, so that no pixel has to be copied.
     """
+    frame, width = side - 1, inputs.shape[3] + 2
     # (P, C_in) and (P, C_out), where P = N * (H + 2) * (W + 2)
-    pixels, grads = (F.pad(t.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2) for t in (inputs, grad))
-    width = inputs.shape[3] + 2
-    first, last = width + 1, len(pixels) - width - 1  # only frame lies before and after
-    sums = inputs.new_zeros(9, grads.shape[1], pixels.shape[1])
-    for start in range(first, last, ROWS):
+    pixels = F.pad(inputs.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2)
+    grads = F.pad(grad.permute(0, 2, 3, 1), (0, 0, 0, frame, 0, frame)).flatten(0, 2)
+    last = len(pixels) - frame * (width + 1)  # only frame lies behind
+    sums = inputs.new_zeros(side**2, grads.shape[1], pixels.shape[1])
+    for start in range(0, last, ROWS):
         stop = min(start + ROWS, last)
         transposed = grads[start:stop].t()
-        for total, (row, column) in zip(sums, product((-1, 0, 1), repeat=2), strict=True):
+        for total, (row, column) in zip(sums, product(range(side), repeat=2), strict=True):
             step = row * width + column
             total.addmm_(transposed, pixels[start + step : stop + step])
-    return sums.permute(1, 2, 0).reshape(*sums.shape[1:], 3, 3)
+    return sums.permute(1, 2, 0).reshape(*sums.shape[1:], side, side)
