@@ -1,9 +1,10 @@
 """What each choice of an experiment is worth: variants of it, trained one after another for the same minutes.
 
-`python benchmarks/ablation.py --minutes 20`. Base and seeds come first: their spread is the noise that the others'
-differences are to be seen against.
+`python benchmarks/ablation.py --minutes 10 --seeds 2`. Each is trained with several seeds: how far these lie apart is
+the noise that the differences are to be seen against.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -12,9 +13,11 @@ from typing import Annotated
 from unittest import mock
 
 import library  # noqa: F401
+import pandas as pd
 import typer
-from budget import train_for
+from contestants import train_ours
 from machine import describe_machine, headline
+from race import Race, score
 from results import reuse
 
 from carvana import command
@@ -23,16 +26,15 @@ from carvana.data.folds import read_folds
 from carvana.data.images import Photos, open_train
 from carvana.device import Device, chosen_precision, process_state
 from carvana.errors import InputError
+from carvana.evaluation.metrics import BEYOND
 from carvana.experiment import load_experiment
-from carvana.log import say, write_json
+from carvana.log import say
 from carvana.models import find_model
 from carvana.training.losses import Loss, weighted_sum
 from carvana.training.state import Fold, split_fold
 
 VARIANTS = {
     "base": [],
-    "seed_1": ["train.seed=1"],
-    "seed_2": ["train.seed=2"],
     "full_resolution_skip": ["model.stem_channels=16"],
     "decoder_to_stride_1": ["model.decoder_stride=1", "model.decoder_channels=[128, 64, 48, 32, 16]"],
     "pixel_shuffle": ["model.logit_upsampling=pixel_shuffle"],
@@ -61,7 +63,8 @@ def main(
     cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
     folds_file: command.FoldsOption = command.FOLDS,
     fold: Annotated[int, typer.Option(help="The fold whose cars are held out.")] = 0,
-    minutes: Annotated[float, typer.Option(min=0.001, help="Of training, for each variant.")] = 10,
+    minutes: Annotated[float, typer.Option(min=0.001, help="Of training, for each seed of each variant.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 2,
     variants: Annotated[str, typer.Option(help="all, or names joined by commas; the base is always one.")] = "all",
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of all variants.")
@@ -75,18 +78,20 @@ def main(
     photos, folds = open_train(input_root, cars), read_folds(folds_file)
     results = {}
     for name, config in configs.items():
-        split = split_fold(photos, folds, fold, output, name)
-        settings = {
-            "minutes": minutes,
-            "fold": fold,
-            "folds_digest": split.digest,
-            "cars": photos.cars,
-            "config": config.model_dump(mode="json"),
-        }
-        path = output / f"{name}.json"
-        results[name] = reuse(path, settings, overwrite, partial(train_variant, config, split, minutes))
-    write_json(output / "results.json", results)
-    report(results, photos, fold)
+        for seed in range(seeds):
+            seeded = config.changed(train={"seed": config.train.seed + seed})
+            split = split_fold(photos, folds, fold, output, f"{name}-{seed}")
+            settings = {
+                "minutes": minutes,
+                "fold": fold,
+                "folds_digest": split.digest,
+                "cars": photos.cars,
+                "config": seeded.model_dump(mode="json"),
+            }
+            path = output / f"{name}-{seed}.json"
+            train = partial(train_variant, seeded, split, minutes)
+            results[name, seed] = reuse(path, settings, overwrite, train)
+    report(results, seeds, photos, fold)
     print(f"written: {output}")
 
 
@@ -113,19 +118,20 @@ def build_variants(names: list[str], experiment: str, overrides: list[str]) -> d
 
 
 def train_variant(config: Config, fold: Fold, minutes: float) -> dict:
-    """The last epoch's scores, on all held-out photos at photo size, and what they took."""
-    say(f"{config.name}: {' '.join(VARIANTS[config.name]) or 'the experiment itself'}")
+    """The last step's scores, on all held-out photos at photo size, and what they took."""
+    say(f"{config.name}, seed {config.train.seed}: {' '.join(VARIANTS[config.name]) or 'the experiment itself'}")
+    race = Race(fold, minutes, config, Device(process_state().device, chosen_precision(config.train.precision)))
     with hard_targets() if config.name == "hard_targets" else nullcontext():
-        planned, records = train_for(config, fold, minutes)
-    last = records[-1]
+        trained = train_ours(race)
+    scores = score(trained.model, trained.fit, race, fold.val.image_ids)
     return {
-        "dice": last["dice"],
-        "worst": last["worst"],
-        "photos": last["photos"],
-        "minutes": sum(record["train_seconds"] for record in records) / 60,
-        "epochs": len(records),
-        "epochs_planned": [stage.train.epochs for stage in planned.stages],
-        "machine": describe_machine(Device(process_state().device, chosen_precision(planned.train.precision))),
+        "error": float(1 - scores["dice"].mean()),
+        **{column: float(scores[column].mean()) for column in BEYOND},
+        "worst": float(scores["dice"].min()),
+        "photos": len(scores),
+        "minutes": trained.minutes,
+        **trained.notes,
+        "machine": describe_machine(race.device),
     }
 
 
@@ -141,22 +147,29 @@ def hard_targets() -> Iterator[None]:
         yield
 
 
-def report(results: dict[str, dict], photos: Photos, fold: int) -> None:
-    """The table, and the seeds' spread."""
-    base = results["base"]
-    print(f"{headline(base['machine'])}; {len(photos.cars)} cars, fold {fold} held out ({base['photos']} photos)")
-    print(f"{'':22}{'epochs':>9}{'minutes':>9}{'Dice':>9}{'worst':>9}{'to base':>10}")
-    for name, result in results.items():
-        epochs = f"{result['epochs']}/{sum(result['epochs_planned'])}"
+def report(results: dict[tuple[str, int], dict], seeds: int, photos: Photos, fold: int) -> None:
+    """A line a variant, each error's mean over seeds and its difference to the base; then the noise of each."""
+    columns = {"error": "1 - Dice"} | {column: f"> {pixels} px" for column, pixels in BEYOND.items()}
+    table = pd.DataFrame(results).T.rename_axis(["variant", "seed"])
+    first = table.iloc[0]
+    print(f"{headline(first['machine'])}; {len(photos.cars)} cars, fold {fold} held out ({first['photos']} photos)")
+    print(f"{'':22}{'epochs':>8}{'minutes':>9}{'worst':>8}" + "".join(f"{title:>19}" for title in columns.values()))
+    variants = table.groupby("variant", sort=False)
+    means = variants[list(columns)].agg("mean").astype(float)
+    for name, group in variants:
+        errors = (f"{means.at[name, c]:>10.5f} {means.at[name, c] - means.at['base', c]:+8.5f}" for c in columns)
+        epochs, minutes, worst = group["epochs"].mean(), group["minutes"].mean(), group["worst"].min()
+        print(f"{name:22}{epochs:>8.1f}{minutes:>9.2f}{worst:>8.4f}{''.join(errors)}")
+    if (degrees := len(table) - len(means)) == 0:
+        print("noise: unknown, as each variant was trained with one seed")
+        return
+    for column, title in columns.items():
+        deviations = (table[column] - table.index.get_level_values("variant").map(means[column])).astype(float)
+        noise = math.sqrt(2 / seeds * deviations.square().sum() / degrees)
         print(
-            f"{name:22}{epochs:>9}{result['minutes']:>9.2f}{result['dice']:>9.5f}{result['worst']:>9.5f}"
-            f"{result['dice'] - base['dice']:>+10.5f}"
+            f"{title}: standard deviation {noise:.5f} between two trainings' means of one variant, "
+            f"{math.sqrt(2) * means[column].std():.5f} between two variants'"
         )
-    seeds = [result["dice"] for name, result in results.items() if name == "base" or name.startswith("seed_")]
-    if len(seeds) > 1:
-        print(f"noise: {len(seeds)} seeds of the base span {max(seeds) - min(seeds):.5f}; less than that says nothing")
-    else:
-        print("noise: unknown, as no seed_ variant was trained")
 
 
 if __name__ == "__main__":

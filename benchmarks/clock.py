@@ -10,7 +10,7 @@ import cv2
 import library  # noqa: F401
 import numpy as np
 import torch
-from race import Race, Trained, score
+from race import Race, Trained
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,11 +18,9 @@ from carvana.data.geometry import Fit
 from carvana.data.images import Photos
 from carvana.data.loader import to_tensor, worker_options
 from carvana.device import Device
-from carvana.log import say
+from carvana.log import progress
 from carvana.models import Segmenter
 
-EVALUATIONS = 5  # of one training, the final one included
-SPARSE = 5  # those before the final one see every fifth held-out photo
 NUM_WORKERS = 2
 
 
@@ -41,27 +39,25 @@ class Recipe:
 
 
 def train_by_clock(race: Race, recipe: Recipe) -> Trained:
-    """Steps until the time is over; evaluations stop the clock, though not the loader, which is a few batches ahead."""
+    """Steps until the time is over."""
     model = recipe.model.to(race.device.device, memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(race.device.device.type, enabled=race.device.precision == "fp16")
     dataset = HardMaskSet(race.fold.train, recipe.fit, recipe.hflip)
     loader = DataLoader(dataset, recipe.batch_size, shuffle=True, **worker_options(NUM_WORKERS))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    image_ids, seconds, clock, photos, points = race.fold.val.image_ids[::SPARSE], 60 * race.minutes, 0.0, 0, []
-    while clock < seconds:
-        model.train()
-        started = time.monotonic()
-        images, masks = (tensor.to(race.device.device) for tensor in next(batches))
-        for group in recipe.optimizer.param_groups:
-            group["lr"] = recipe.rate(clock / seconds)
-        train_step(model, recipe, images, masks, race.device, scaler)
-        clock += time.monotonic() - started
-        photos += len(images)
-        if (len(points) + 1) / EVALUATIONS * seconds <= clock < seconds:
-            scores = score(model, recipe.fit, race, image_ids)
-            points.append({"minutes": clock / 60, "dice": float(scores["dice"].mean()), "photos": len(scores)})
-            say(f"{clock / 60:.1f} min, {photos} photos: Dice {points[-1]['dice']:.5f} on {len(scores)} photos")
-    return Trained(model, recipe.fit, clock / 60, photos, points)
+    seconds, clock, photos = 60 * race.minutes, 0.0, 0
+    model.train()
+    started = time.monotonic()
+    with progress(None, "train", round(seconds), "s") as bar:
+        while clock < seconds:
+            images, masks = (tensor.to(race.device.device) for tensor in next(batches))
+            for group in recipe.optimizer.param_groups:
+                group["lr"] = recipe.rate(clock / seconds)
+            train_step(model, recipe, images, masks, race.device, scaler)
+            clock = time.monotonic() - started
+            photos += len(images)
+            bar.update(round(clock) - bar.n)
+    return Trained(model, recipe.fit, clock / 60, photos)
 
 
 def train_step(

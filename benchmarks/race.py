@@ -26,19 +26,18 @@ class Race:
     minutes: float  # of training: loading, forward, backward, optimizer
     config: Config  # ours; its encoder is smp's too
     device: Device
-    smp_size: Size
-    smp_lr: float
+    smp_size: Size = (512, 768)
+    smp_lr: float = 1e-3
 
 
 @dataclass
 class Trained:
-    """Weights after the last step, how they see photos, and the way there."""
+    """Weights after the last step, how they see photos, and what it took."""
 
     model: nn.Module
     fit: Fit
     minutes: float
     photos: int  # seen, repetitions counted
-    points: list[dict]  # before the final evaluation: minutes of training, Dice and number of photos it is of
     notes: dict = field(default_factory=dict)
 
 

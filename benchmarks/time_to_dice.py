@@ -1,8 +1,10 @@
 """Dice on cars never seen against minutes of training, ours and others': `python benchmarks/time_to_dice.py`.
 
-Same cars, same held-out cars, same minutes; Dice per image at photo size by the same code for all.
+Same cars, same held-out cars, same minutes; Dice per image at photo size by the same code for all. Each of `--minutes`
+is a training of its own, planned for that time.
 """
 
+import json
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,13 +22,14 @@ from carvana import command
 from carvana.data.folds import read_folds
 from carvana.data.images import open_train
 from carvana.device import Device, chosen_precision, process_state
+from carvana.errors import InputError
 from carvana.evaluation.metrics import BEYOND, estimate_mean
 from carvana.experiment import load_experiment
-from carvana.log import replacing, say, write_json
+from carvana.log import replacing, say
 from carvana.prediction.tta import parse_views
-from carvana.training.state import split_fold
+from carvana.training.state import Fold, split_fold
 
-TICKS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.992, 0.994, 0.995, 0.996, 0.997, 0.998)
+COLUMNS = {"error": "1 - Dice"} | {column: f"> {pixels} px" for column, pixels in BEYOND.items()}
 
 
 def main(
@@ -35,7 +38,7 @@ def main(
     cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
     folds_file: command.FoldsOption = command.FOLDS,
     fold: Annotated[int, typer.Option(help="The fold whose cars are held out.")] = 0,
-    minutes: Annotated[float, typer.Option(min=0.001, help="Of training, for each contestant.")] = 30,
+    minutes: Annotated[str, typer.Option(help="Of training, for each contestant; several as 15,30,60.")] = "30",
     contestants: Annotated[str, typer.Option(help=f"all, or some of {','.join(CONTESTANTS)}.")] = "all",
     output: Annotated[Path, typer.Option(help="Folder for results and plot.")] = command.REPOSITORY
     / "runs"
@@ -52,12 +55,14 @@ def main(
     config = load_experiment(experiment, command.EXPERIMENTS, list(overrides))
     split = split_fold(open_train(input_root, cars), read_folds(folds_file), fold, output, config.name)
     device = Device(process_state().device, chosen_precision(config.train.precision))
-    race = Race(split, minutes, config, device, command.parse_size(smp_size), smp_lr)
-    results = {}
-    for name in names:
-        path, settings = output / f"{name}.json", describe_task(name, race, views)
-        results[name] = reuse(path, settings, overwrite, partial(compete, name, race, views))
-    write_json(output / "results.json", results)
+    task = describe_task(split, views, device)
+    for budget in parse_minutes(minutes):
+        race = Race(split, budget, config, device, command.parse_size(smp_size), smp_lr)
+        for name in names:
+            settings = task | {"minutes": budget, "own": CONTESTANTS[name].settings(race)}
+            path = output / f"{name}-{budget:g}m.json"
+            reuse(path, settings, overwrite, partial(compete, name, race, views))
+    results = comparable(output, task)
     report(results)
     if find_spec("matplotlib"):
         plot(results, output / "time_to_dice.png")
@@ -66,18 +71,38 @@ def main(
     print(f"written: {output}")
 
 
-def describe_task(name: str, race: Race, views: list[str]) -> dict:
-    """What a result that is to be reused must agree in."""
+def parse_minutes(text: str) -> list[float]:
+    """`30`, or several joined by commas; sorted. Raises InputError for anything but positive numbers."""
+    try:
+        minutes = sorted({float(number) for number in text.split(",")})
+    except ValueError:
+        minutes = [0.0]
+    if not 0 < minutes[0] <= minutes[-1] < 1e6:
+        raise InputError(f"--minutes {text}: give a number, or several as 15,30,60")
+    return minutes
+
+
+def describe_task(fold: Fold, views: list[str], device: Device) -> dict:
+    """What results must agree in to be compared."""
     return {
-        "minutes": race.minutes,
-        "fold": race.fold.number,
-        "folds_digest": race.fold.digest,
-        "train_cars": race.fold.train.cars,
-        "val_cars": race.fold.val.cars,
+        "fold": fold.number,
+        "folds_digest": fold.digest,
+        "train_cars": fold.train.cars,
+        "val_cars": fold.val.cars,
         "views": views,
-        "precision": race.device.precision,
-        "own": CONTESTANTS[name].settings(race),
+        "precision": device.precision,
     }
+
+
+def comparable(output: Path, task: dict) -> dict[tuple[str, float], dict]:
+    """The results of this task in the folder, also of earlier commands, by contestant and minutes."""
+    results = {}
+    for name in CONTESTANTS:
+        for path in output.glob(f"{name}-*m.json"):
+            result = json.loads(path.read_text())
+            if task.items() <= result["settings"].items():
+                results[name, result["settings"]["minutes"]] = result
+    return dict(sorted(results.items(), key=lambda item: (item[0][1], list(CONTESTANTS).index(item[0][0]))))
 
 
 def compete(name: str, race: Race, views: list[str]) -> dict:
@@ -87,16 +112,14 @@ def compete(name: str, race: Race, views: list[str]) -> dict:
     trained = CONTESTANTS[name].train(race)
     image_ids = race.fold.val.image_ids
     scores = score(trained.model, trained.fit, race, image_ids)
-    mean = float(scores["dice"].mean())
+    errors = scores.assign(error=1 - scores["dice"])
     result = {
-        "dice": mean,
+        **{column: estimate_mean(errors[column], errors["car"]) for column in COLUMNS},
         "worst": float(scores["dice"].min()),
-        "errors": {name: estimate_mean(scores[name], scores["car"]) for name in BEYOND},
         "minutes": trained.minutes,
         "photos_per_second": trained.photos / (60 * trained.minutes),
         "photos": trained.photos,
         "size": trained.fit.size,
-        "points": [*trained.points, {"minutes": trained.minutes, "dice": mean, "photos": len(scores)}],
         "notes": trained.notes,
         "machine": describe_machine(race.device),
     }
@@ -106,53 +129,66 @@ def compete(name: str, race: Race, views: list[str]) -> dict:
     return result
 
 
-def report(results: dict[str, dict]) -> None:
-    """The table, and how large our error is beside each other one."""
+def report(results: dict[tuple[str, float], dict]) -> None:
+    """The table, and how large our errors are beside each other one's of the same minutes."""
     first = next(iter(results.values()))
     task = first["settings"]
-    print(f"{headline(first['machine'])}; {task['minutes']:g} minutes of training for each")
+    print(headline(first["machine"]))
     print(f"{len(task['train_cars'])} cars to train on, {len(task['val_cars'])} held out (fold {task['fold']})")
     views = f"  with {'+'.join(task['views'][1:])}" if len(task["views"]) > 1 else ""
-    errors = "".join(f"{f'> {pixels} px':>9}" for pixels in BEYOND.values())
-    print(f"{'':14}{'size':>10}{'minutes':>9}{'photos/s':>10}{'Dice':>9}{'1 - Dice':>10}{errors}{'worst':>9}{views}")
-    for name, result in results.items():
+    errors = "".join(f"{title:>10}" for title in COLUMNS.values())
+    print(f"{'':14}{'size':>10}{'minutes':>9}{'photos/s':>10}{'Dice':>9}{errors}{'worst':>9}{views}")
+    for (name, _), result in results.items():
         size = "x".join(map(str, result["size"]))
-        errors = "".join(f"{result['errors'][column]['mean']:>9.5f}" for column in BEYOND)
+        errors = "".join(f"{result[column]['mean']:>10.5f}" for column in COLUMNS)
         mirrored = f"{result['dice_with_views']:>{len(views)}.5f}" if views else ""
         print(
             f"{name:14}{size:>10}{result['minutes']:>9.2f}{result['photos_per_second']:>10.2f}"
-            f"{result['dice']:>9.5f}{1 - result['dice']:>10.5f}{errors}{result['worst']:>9.5f}{mirrored}"
+            f"{1 - result['error']['mean']:>9.5f}{errors}{result['worst']:>9.5f}{mirrored}"
         )
-    if ours := results.get("ours"):
-        notes = ours["notes"]
-        planned = " + ".join(map(str, notes["epochs_planned"]))
-        print(f"ours is {ours['settings']['own']['name']}, {notes['epochs']} epochs of {planned} planned")
-        for name in [name for name in results if name != "ours"]:
-            share = (1 - ours["dice"]) / (1 - results[name]["dice"])
-            print(f"the error (1 - Dice) of ours is {100 * share:.1f} % of that of {name}")
-    for name, result in results.items():
-        shown = ("{} {:.5f} to {:.5f}".format(column, *error["interval"]) for column, error in result["errors"].items())
-        print(f"{name}: 95 % of cars drawn anew: {', '.join(shown)}")
+    for (name, minutes), result in results.items():
+        if name == "ours":
+            notes = result["notes"]
+            planned = " + ".join(map(str, notes["epochs_planned"]))
+            print(f"ours, {minutes:g} minutes: {notes['epochs']} epochs of {planned} planned")
+        elif ours := results.get(("ours", minutes)):
+            shares = (
+                f"{title} is {100 * ours[column]['mean'] / max(result[column]['mean'], 1e-9):.1f} %"
+                for column, title in COLUMNS.items()
+            )
+            print(f"ours, {minutes:g} minutes, beside {name}: {', '.join(shares)} of its own")
+    for (name, minutes), result in results.items():
+        intervals = ("{} {:.5f} to {:.5f}".format(title, *result[c]["interval"]) for c, title in COLUMNS.items())
+        print(f"{name}, {minutes:g} minutes, 95 % of cars drawn anew: {', '.join(intervals)}")
 
 
-def plot(results: dict[str, dict], path: Path) -> None:
-    """Dice against minutes of training, a point an evaluation; the axis is spread towards 1."""
+def plot(results: dict[tuple[str, float], dict], path: Path) -> None:
+    """1 - Dice and the error beyond a pixel against minutes of training, a point a training, with its interval."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot, ticker
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for name, result in results.items():
-        axes.plot(*zip(*((p["minutes"], p["dice"]) for p in result["points"]), strict=True), marker="o", label=name)
-    axes.set_yscale("logit")
-    axes.yaxis.set_major_locator(ticker.FixedLocator(TICKS))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_formatter(lambda dice, _: f"{dice:.5g}")
-    axes.set_xlabel("minutes of training")
-    axes.set_ylabel("Dice per image at photo size, cars never seen")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=len(results))
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    for axes, column in zip(panels, list(COLUMNS)[:2], strict=True):
+        for name in CONTESTANTS:
+            points = [(result["minutes"], result[column]) for (owner, _), result in results.items() if owner == name]
+            if points:
+                minutes, errors = zip(*points, strict=True)
+                means = [error["mean"] for error in errors]
+                low, high = zip(*(error["interval"] for error in errors), strict=True)
+                bars = [
+                    [m - a for m, a in zip(means, low, strict=True)],
+                    [b - m for m, b in zip(means, high, strict=True)],
+                ]
+                axes.errorbar(minutes, means, bars, marker="o", capsize=3, label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel(f"{COLUMNS[column]}, mean of photos of cars never seen")
+        axes.grid(alpha=0.3, which="both")
+    panels[0].legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)

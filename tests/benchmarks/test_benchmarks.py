@@ -49,34 +49,40 @@ def test_time_to_dice_trains_each_contestant_once(small, demo, tmp_path, capsys,
     names = ["ours", "smp", "pytorch_unet"] if find_spec("segmentation_models_pytorch") else ["ours", "pytorch_unet"]
     small |= {"folds_file": demo / "folds.csv", "contestants": ",".join(names), "output": tmp_path / "race"}
     small |= {"smp_size": "32x64", "tta": "hflip"}
-    time_to_dice.main(**small, minutes=0.02)
+    time_to_dice.main(**small, minutes="0.02")
     table = capsys.readouterr().out
-    results = json.loads((tmp_path / "race" / "results.json").read_text())
-    assert list(results) == names
+    results = {name: json.loads((tmp_path / "race" / f"{name}-0.02m.json").read_text()) for name in names}
     for name, result in results.items():
-        assert 0 <= result["worst"] <= result["dice"] <= 1
+        low, high = result["error"]["interval"]
+        assert low <= result["error"]["mean"] <= high
+        assert 0 <= result["beyond_5px"]["mean"] <= result["beyond_1px"]["mean"] <= result["error"]["mean"]
+        assert 0 <= result["worst"] <= 1 - result["error"]["mean"] <= 1
         assert 0 <= result["dice_with_views"] <= 1
         assert result["minutes"] >= 0.02 or name == "ours"
-        assert result["points"][-1] == {"minutes": result["minutes"], "dice": result["dice"], "photos": 32}
         assert result["photos_per_second"] > 0
         assert not set(result["settings"]["train_cars"]) & set(result["settings"]["val_cars"])
         assert result["machine"]["versions"]["torch"] == version("torch")
         assert f"\n{name:14}" in table
     ours = results["ours"]
-    assert ours["notes"]["epochs"] == len(ours["points"])
-    assert ours["photos"] == 32 * len(ours["points"])
-    share = (1 - ours["dice"]) / (1 - results["pytorch_unet"]["dice"])
-    assert f"of ours is {100 * share:.1f} % of that of pytorch_unet" in table
+    assert ours["photos"] == 32 * ours["notes"]["epochs"]
+    share = ours["error"]["mean"] / results["pytorch_unet"]["error"]["mean"]
+    assert f"ours, 0.02 minutes, beside pytorch_unet: 1 - Dice is {100 * share:.1f} %, " in table
     assert (tmp_path / "race" / "time_to_dice.png").exists() == bool(find_spec("matplotlib"))
     logged = read_records(tmp_path / "race" / "tiny" / "fold0" / "log.jsonl")[-1]["dice"]
-    assert ours["dice"] == pytest.approx(logged, abs=1e-6)  # the state's weights are those that were validated last
+    assert 1 - ours["error"]["mean"] == pytest.approx(logged, abs=1e-6)  # the weights that were validated last
 
-    time_to_dice.main(**small, minutes=0.02)
+    time_to_dice.main(**small, minutes="0.02")
     again = capsys.readouterr()
     assert again.err.count("reused; --overwrite trains again") == len(names)
     assert again.out == table
-    with pytest.raises(InputError, match=r"ours\.json: of other settings \(minutes: 0\.02 -> 0\.06\)"):
-        time_to_dice.main(**small, minutes=0.06)
+    small |= {"contestants": "pytorch_unet"}
+    time_to_dice.main(**small, minutes="0.02,0.03")
+    assert capsys.readouterr().out.count("\npytorch_unet  ") == 2  # and the others' results of 0.02 minutes
+    small |= {"contestants": "ours", "overrides": ["optim.lr=1e-4"]}
+    with pytest.raises(InputError, match=r"ours-0\.02m\.json: of other settings \(own\.optim\.lr: "):
+        time_to_dice.main(**small, minutes="0.02")
+    with pytest.raises(InputError, match=r"--minutes 30;60: give a number, or several as 15,30,60"):
+        time_to_dice.parse_minutes("30;60")
 
 
 def test_train_throughput_compares_the_loop_with_the_bare_step(small):
@@ -87,28 +93,32 @@ def test_train_throughput_compares_the_loop_with_the_bare_step(small):
     assert "float32 and channels_last over float32 and channels-first" in result.stdout
 
 
-def test_ablation_trains_each_variant_once(small, demo, tmp_path, capsys):
+def test_ablation_trains_each_seed_of_each_variant_once(small, demo, tmp_path, capsys):
     import ablation
 
     small |= {"folds_file": demo / "folds.csv", "output": tmp_path / "ablation", "minutes": 0.02}
-    ablation.main(**small, variants="seed_1,no_ema,one_size")
+    ablation.main(**small, variants="no_ema,one_size")
     printed = capsys.readouterr()
     assert "one_size: is the base itself, left out" in printed.err
-    results = json.loads((tmp_path / "ablation" / "results.json").read_text())
-    assert list(results) == ["base", "seed_1", "no_ema"]
-    base = results["base"]["dice"]
-    assert f"{results['no_ema']['dice'] - base:+.5f}" in printed.out
-    assert f"2 seeds of the base span {abs(results['seed_1']['dice'] - base):.5f}" in printed.out
-    ablation.main(**small, variants="seed_1")
-    assert capsys.readouterr().err.count("reused") == 2
+    names = ["base-0", "base-1", "no_ema-0", "no_ema-1"]
+    results = [json.loads((tmp_path / "ablation" / f"{name}.json").read_text()) for name in names]
+    assert [result["settings"]["config"]["train"]["seed"] for result in results] == [0, 1, 0, 1]
+    far = [result["beyond_5px"] for result in results]
+    assert f"{sum(far[2:]) / 2:.5f} {sum(far[2:]) / 2 - sum(far[:2]) / 2:+.5f}\n" in printed.out
+    noise = ((far[0] - far[1]) ** 2 / 4 + (far[2] - far[3]) ** 2 / 4) ** 0.5  # of a difference of means of two
+    assert f"> 5 px: standard deviation {noise:.5f} between" in printed.out
+    ablation.main(**small, variants="no_ema", seeds=1)
+    printed = capsys.readouterr()
+    assert printed.err.count("reused") == 2
+    assert "noise: unknown" in printed.out
 
 
 def test_all_variants_of_the_shipped_experiment_are_valid():
     from ablation import VARIANTS, build_variants, parse_variants
 
-    assert {"base", "seed_1", "linknet"} <= set(build_variants(list(VARIANTS), "unet_lite0", []))
-    assert parse_variants("no_ema,seed_1") == ["base", "seed_1", "no_ema"]
-    with pytest.raises(InputError, match="--variants bass: no bass; choose from all, base, seed_1"):
+    assert {"base", "linknet"} <= set(build_variants(list(VARIANTS), "unet_lite0", []))
+    assert parse_variants("no_ema,linknet") == ["base", "linknet", "no_ema"]
+    with pytest.raises(InputError, match="--variants bass: no bass; choose from all, base, "):
         parse_variants("bass")
 
 
