@@ -13,7 +13,7 @@ from unittest import mock
 
 import library  # noqa: F401
 import typer
-from budget import train_for
+from contestants import train_for
 from machine import describe_machine, headline
 from results import reuse
 
