@@ -66,8 +66,8 @@ def simulate(planned: list[int], paces: list[Pace], slowdowns: dict[int, float])
     epochs, spent, slowdown = planned, [], 1.0
     while len(spent) < sum(epochs):
         slowdown = slowdowns.get(len(spent), slowdown)
-        to_measure = [pace.later if n else pace.first for pace, e in zip(paces, epochs, strict=True) for n in range(e)]
-        spent.append(slowdown * to_measure[len(spent)])
+        measured = [pace.later if n else pace.first for pace, e in zip(paces, epochs, strict=True) for n in range(e)]
+        spent.append(slowdown * measured[len(spent)])
         epochs = adapt(epochs, planned, paces, spent, 300 - sum(spent))
     return epochs, spent
 
@@ -91,7 +91,7 @@ def test_a_disturbance_that_ends_gives_the_epochs_back():
     assert simulate(planned, PACES, {5: 30, 6: 1})[0] == [14, 21]  # 58 s are gone, of which 9 s were not planned for
     epochs, spent = simulate(planned, PACES, {5: 8, 8: 1})
     assert abs(sum(spent) - 300) <= 10
-    assert min(simulate(planned, PACES, {5: 8})[0]) < min(epochs)
+    assert sum(simulate(planned, PACES, {5: 8})[0]) < sum(epochs)
 
 
 def test_the_rate_has_no_jump_where_epochs_change_and_ends_at_zero(tiny):
@@ -134,7 +134,7 @@ def test_measuring_has_a_few_steps_of_each_stage_and_a_car_of_validation(fold, m
     monkeypatch.setattr(engine, "forward_backward", steps)
     monkeypatch.setattr(module, "validate", validated)
     paces = measure_paces(CONFIG, fold, with_validation=False)
-    assert [call.args[1].shape[2:] for call in steps.call_args_list] == [(16, 32)] * 5 + [(32, 48)] * 5
+    assert [call.args[1].shape[2:] for call in steps.call_args_list] == [(16, 32)] * 4 + [(32, 48)] * 4
     assert validated.call_count == 0
     assert all(pace.first >= pace.later > 0 for pace in paces)
     monkeypatch.setattr(module, "measure_training", lambda *_: Pace(1.0, 1.0))

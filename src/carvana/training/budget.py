@@ -1,4 +1,4 @@
-"""As many epochs as fit into a time: planned before the first, for the rate depends on them; fewer if it gets short."""
+"""As many epochs as fit into a time: planned before the first, as the rate depends on them, and adapted after each."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ PLANNED = 0.97  # of the time: the rest is for checkpoints, and for a machine th
 RECENT = 3  # epochs whose median says how fast the machine is now: a single one may have been disturbed
 CARS = 4  # whose photos are enough to measure with
 WARM_UP = 2  # steps that pay for page faults and the choice of algorithms
-STEPS = (3, 6, 12, 25, 50, 100, 200)  # after so many, measuring ends if it has taken SECONDS
+STEPS = (2, 4, 8, 16, 32, 64, 128, 256)  # after so many, measuring ends if it has taken SECONDS
 SECONDS = 3.0
 
 
@@ -80,7 +80,7 @@ class Plan:
         return self.epochs != before
 
     def __str__(self) -> str:
-        """Such as `8 epochs of 256x384, 61.0 s each, 9 of 512x768, 98.3 s each: 28m54s, 49s of them measuring`."""
+        """Such as `8 epochs of 256x384, 61.0 s each, then 9 epochs of 512x768, 98.3 s each: 28m54s`."""
         stages = [
             f"{epochs} epochs of {'x'.join(map(str, stage.data.crop or stage.data.size))}, {pace.later:.1f} s each"
             for stage, epochs, pace in zip(self.experiment.stages, self.epochs, self.paces, strict=True)
@@ -147,10 +147,9 @@ def total_seconds(epochs: Sequence[int], paces: Sequence[Pace]) -> float:
 
 
 def adapt(epochs: list[int], planned: list[int], paces: list[Pace], spent: list[float], left: float) -> list[int]:
-    """Other epochs, if those to come end more than half an epoch after the `left` seconds or before; else the same.
+    """Fewer epochs, or more up to what was `planned` at first, if those to come miss `left` seconds by half an epoch.
 
-    `spent` are the seconds of the epochs done. None is added to what was `planned` at first. One of the last stage
-    remains, whatever is left: it ends the rate's schedule.
+    `spent` are the seconds of the epochs done. One of the last stage remains, whatever is left: it ends the schedule.
     """
     done = [min(number, max(0, len(spent) - sum(epochs[:stage]))) for stage, number in enumerate(epochs)]
     to_come, now = subtract(epochs, done), present_paces(paces, done, spent)
