@@ -130,7 +130,7 @@ def train_variant(config: Config, fold: Fold, minutes: float) -> dict:
         "worst": float(scores["dice"].min()),
         "photos": len(scores),
         "minutes": trained.minutes,
-        **trained.notes,
+        "epochs": sum(trained.notes["epochs"]),
         "machine": describe_machine(race.device),
     }
 
@@ -165,7 +165,7 @@ def report(results: dict[tuple[str, int], dict], seeds: int, photos: Photos, fol
         return
     for column, title in columns.items():
         deviations = (table[column] - table.index.get_level_values("variant").map(means[column])).astype(float)
-        noise = math.sqrt(2 / seeds * deviations.square().sum() / degrees)
+        noise = math.sqrt(2 / seeds * (deviations**2).sum() / degrees)
         print(
             f"{title}: standard deviation {noise:.5f} between two trainings' means of one variant, "
             f"{math.sqrt(2) * means[column].std():.5f} between two variants'"

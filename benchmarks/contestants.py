@@ -13,7 +13,6 @@ from importlib.util import find_spec
 
 import library  # noqa: F401
 import torch
-from budget import train_for
 from clock import Recipe, train_by_clock
 from race import Race, Trained
 from torch import nn
@@ -21,10 +20,12 @@ from torch import nn
 from carvana.config import Config, ModelConfig
 from carvana.data.geometry import Fit
 from carvana.errors import InputError
+from carvana.log import read_records
 from carvana.models import Segmenter, VanillaUNet
 from carvana.models.encoder import create_encoder
+from carvana.training.fold import train_fold
 from carvana.training.learner import build_learner
-from carvana.training.state import load_state
+from carvana.training.state import Budget, Fold, kept_plan, load_state
 
 
 def train_ours(race: Race) -> Trained:
@@ -32,9 +33,17 @@ def train_ours(race: Race) -> Trained:
     planned, records = train_for(race.config, race.fold, race.minutes)
     learner = build_learner(planned)
     load_state(learner.accelerator, race.fold.folder / "state")
-    notes = {"epochs": len(records), "epochs_planned": [stage.train.epochs for stage in planned.stages]}
+    notes = {"epochs": [stage.train.epochs for stage in planned.stages]}
     minutes = sum(record["train_seconds"] for record in records) / 60
     return Trained(learner.ema.module, Fit.of(planned.data), minutes, count_photos(planned, records), notes)
+
+
+def train_for(config: Config, fold: Fold, minutes: float) -> tuple[Config, list[dict]]:
+    """Trains anew for minutes of training alone; the configuration with the epochs that fitted, and the log."""
+    budget = Budget(60 * minutes, training_only=True)
+    train_fold(config, fold, overwrite=True, budget=budget)
+    planned = config.with_epochs(kept_plan(config, fold, budget)["epochs"])
+    return planned, read_records(fold.folder / "log.jsonl")
 
 
 def count_photos(config: Config, records: list[dict]) -> int:

@@ -28,8 +28,8 @@ from carvana.data.decoding import decode_image
 from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos, open_train
 from carvana.experiment import load_experiment
+from carvana.training.batches import train_loader
 from carvana.training.dry_run import T4_FLOPS
-from carvana.training.fold import train_loader
 from carvana.training.learner import build_learner
 
 FOR_CPUS = {"demo", "vanilla_unet"}

@@ -148,9 +148,7 @@ def report(results: dict[tuple[str, float], dict]) -> None:
         )
     for (name, minutes), result in results.items():
         if name == "ours":
-            notes = result["notes"]
-            planned = " + ".join(map(str, notes["epochs_planned"]))
-            print(f"ours, {minutes:g} minutes: {notes['epochs']} epochs of {planned} planned")
+            print(f"ours, {minutes:g} minutes: {' + '.join(map(str, result['notes']['epochs']))} epochs")
         elif ours := results.get(("ours", minutes)):
             shares = (
                 f"{title} is {100 * ours[column]['mean'] / max(result[column]['mean'], 1e-9):.1f} %"

@@ -24,8 +24,8 @@ from carvana.device import Device
 from carvana.experiment import load_experiment
 from carvana.models import Segmenter, build_model
 from carvana.models.cpu import speed_up_convolutions
+from carvana.training.batches import train_loader
 from carvana.training.engine import train_one_epoch
-from carvana.training.fold import train_loader
 from carvana.training.learner import Learner, build_learner
 from carvana.training.losses import weighted_sum
 from carvana.training.optim import build_optimizer

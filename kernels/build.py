@@ -11,7 +11,7 @@ import typer
 from packing import BUILD, Kernel, build, slugify
 from settings import parse_folds, parse_shard, submit_settings, train_settings
 
-from carvana.command import FOLDS, CarsOption, OverridesOption, ThresholdOption, TtaOption, run
+from carvana.command import FOLDS, BudgetOption, CarsOption, OverridesOption, ThresholdOption, TtaOption, run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -36,10 +36,10 @@ def build_train(
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, title: TitleOption = None, source: SourceOption = (),
     dataset: DatasetOption = (), internet: InternetOption = False, notebook: NotebookOption = False,
     cars: CarsOption = None, folds_file: FoldsFileOption = FOLDS, dirty: DirtyOption = False,
-    output: FolderOption = BUILD,
+    output: FolderOption = BUILD, budget: BudgetOption = None,
 ) -> None:  # fmt: skip
     """Trains folds of an experiment."""
-    settings = train_settings(experiment, parse_folds(folds), list(overrides), tta, hours, together)
+    settings = train_settings(experiment, parse_folds(folds), list(overrides), tta, hours, together, budget)
     title = title or f"carvana {slugify(experiment)} folds {folds.replace(',', ' ')}"
     kernel = Kernel("train", title, owner, settings, True, internet, notebook, source, dataset, cars, folds_file)
     build(kernel, output, dirty)

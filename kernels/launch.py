@@ -26,13 +26,28 @@ from sessions import AT_ONCE, Driver, drive, refresh
 from settings import encoder_of, parse_folds, submit_settings, train_settings
 from weights import make_dataset
 
-from carvana.command import FOLDS, RUNS, CarsOption, OverridesOption, RunsOption, ThresholdOption, TtaOption, run
+from carvana.command import (
+    FOLDS,
+    RUNS,
+    BudgetOption,
+    CarsOption,
+    OverridesOption,
+    RunsOption,
+    ThresholdOption,
+    TtaOption,
+    parse_duration,
+    run,
+)
 from carvana.errors import InputError
 
 LEDGER, SUBMISSIONS = BUILD / "launch.json", REPOSITORY / "submissions"
 GPUS = 2  # of a session: a fold each
 SELFTEST = BUILD / "selftest.json"
-COMPUTED = "computed: from multiplications at an assumed 12 TFLOP/s of a T4; `push selftest` measures it"
+BASES = {  # what `plan` has the hours of training from
+    "budgeted": "budgeted: a fold trains as many epochs as fit into its time",
+    "measured": f"measured: photos a second in {SELFTEST}",
+    "computed": "computed: from multiplications at an assumed 12 TFLOP/s of a T4; `push selftest` measures it",
+}
 SESSION = 11  # hours
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -73,14 +88,14 @@ def push_train(
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, internet: InternetOption = False, cars: CarsOption = None,
     folds_file: FoldsFileOption = FOLDS, dirty: DirtyOption = False, name: NameOption = None, poll: PollOption = 60,
     retry: RetryOption = False, logs: LogsOption = True, no_run: NoRunOption = False,
-    accelerator: AcceleratorOption = ACCELERATOR, runs: RunsOption = RUNS,
+    accelerator: AcceleratorOption = ACCELERATOR, runs: RunsOption = RUNS, budget: BudgetOption = None,
 ) -> None:  # fmt: skip
     """Trains folds, two in a session; their checkpoints come into runs/."""
     ledger, job = Ledger(LEDGER), job_name("train", experiment, name)
     parts = [entry.settings["folds"] for entry in ledger.last_rounds(job)]
     free = [fold for fold in parse_folds(folds) if not any(fold in part for part in parts)]
     for pair in [*parts, *pairs(free)]:  # what was planned is compared with the settings that are given now
-        settings = train_settings(experiment, pair, list(overrides), tta, hours, together=False)
+        settings = train_settings(experiment, pair, list(overrides), tta, hours, False, budget)
         ledger.plan(Entry(job, "folds " + " ".join(map(str, pair)), settings, []))
     encoder = encoder_of(experiment, list(overrides))
     datasets = (f"{owner}/weights-{slugify(encoder)}",) if encoder and not internet else ()
@@ -213,12 +228,19 @@ def submit(
 def plan(
     experiment: ExperimentOption, folds: FoldsOption = "0-4", overrides: OverridesOption = (),
     shards: Annotated[int, typer.Option(min=1, help="Sessions that share the 100,064 photos.")] = 4,
+    budget: BudgetOption = None,
 ) -> None:  # fmt: skip
     """Prints sessions, hours and quota; sends nothing."""
-    computed, total = estimates.computed_hours(experiment, parse_folds(folds), list(overrides)), 0.0
-    for pair in pairs(list(computed)):
-        measured = estimates.measured_hours(SELFTEST, experiment, pair, list(overrides))
-        longest, how = max((measured or computed)[fold] for fold in pair), "measured" if measured else "computed"
+    numbers, total = parse_folds(folds), 0.0
+    if budget:
+        encoder_of(experiment, list(overrides))  # refuses an unknown one
+        expected = dict.fromkeys(numbers, parse_duration(budget) / 3600)
+    else:
+        expected = estimates.computed_hours(experiment, numbers, list(overrides))
+    for pair in pairs(list(expected)):
+        measured = {} if budget else estimates.measured_hours(SELFTEST, experiment, pair, list(overrides))
+        how = "budgeted" if budget else "measured" if measured else "computed"
+        longest = max((measured or expected)[fold] for fold in pair)
         total += longest
         sessions = max(1, math.ceil(longest / SESSION))
         print(f"train folds {' '.join(map(str, pair))}: {longest:.1f} h {how}, {sessions} session(s) of two T4")
@@ -226,7 +248,7 @@ def plan(
     line, left = Client(hours=0).quota()
     line += "" if left == math.inf else ": enough" if total <= left else ": not enough"
     print(f"training {total:.1f} GPU hours {how}, {AT_ONCE} sessions at once; {line}")
-    print(f"measured: photos a second in {SELFTEST}" if measured else COMPUTED)
+    print(BASES[how])
 
 
 def pairs(folds: list[int]) -> list[list[int]]:

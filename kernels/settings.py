@@ -2,18 +2,22 @@
 
 import re
 
-from carvana.command import EXPERIMENTS
+from carvana.command import EXPERIMENTS, parse_duration
 from carvana.errors import InputError
 from carvana.experiment import load_experiment
 
 
 def train_settings(
-    experiment: str, folds: list[int], overrides: list[str], tta: str, hours: float, together: bool
-) -> dict:
-    """What train/kernel.py reads."""
+    experiment: str, folds: list[int], overrides: list[str], tta: str, hours: float, together: bool,
+    budget: str | None = None,
+) -> dict:  # fmt: skip
+    """What train/kernel.py reads. Raises InputError for a budget that is no time, and for a wrong setting."""
+    if budget:
+        parse_duration(budget)
     return {
         "experiment": experiment, "folds": folds, "overrides": overrides,
         "encoder": encoder_of(experiment, overrides), "tta": tta, "hours": hours, "together": together,
+        "budget": budget,
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ def main(
     overrides: command.OverridesOption = (), input_root: command.InputOption = command.INPUT,
     runs: command.RunsOption = command.RUNS, folds_file: command.FoldsOption = command.FOLDS,
     cars: command.CarsOption = None, overwrite: command.OverwriteOption = False, hours: command.HoursOption = None,
+    budget: command.BudgetOption = None,
 ) -> None:  # fmt: skip
     from carvana.data.folds import read_folds
     from carvana.data.images import open_train
@@ -29,12 +30,13 @@ def main(
     from carvana.experiment import load_experiment
     from carvana.log import say
     from carvana.provenance import git_commit
+    from carvana.training.budget import Budget, plan_fold
     from carvana.training.dry_run import cost_of_training, count_photos
     from carvana.training.fold import train_folds
     from carvana.training.state import parse_folds, split_fold
     from carvana.training.tracking import check_tracker
 
-    deadline = command.end_of(hours)
+    deadline, limit = command.end_of(hours), budget and Budget(command.parse_duration(budget))
     process, config = join_processes(), load_experiment(experiment, command.EXPERIMENTS, list(overrides), name)
     if resume and overwrite:
         raise InputError("--resume and --overwrite: choose one")
@@ -45,12 +47,19 @@ def main(
         for line in cost_of_training(config, count_photos(input_root, folds, cars), numbers, not untimed):
             if process.is_main_process:
                 print(line, flush=True)
-        return
+        if not limit:
+            return
     photos = open_train(input_root, cars, config.data.photos)
     say(f"{len(photos.image_ids)} photos of {len(photos.cars)} of the {len(folds)} cars in {folds_file}")
     say(f"code at commit {git_commit()}")
     splits = [split_fold(photos, folds, number, runs, config.name) for number in numbers]
-    finished = train_folds(config, splits, photos, resume, overwrite, deadline, tracker)
+    if limit and len(splits) > 1:
+        say(f"--budget {limit}: {len(splits)} folds take {command.format_duration(len(splits) * limit.seconds)} in all")
+    if dry_run:
+        for split in splits:
+            plan_fold(config, split, limit)
+        return
+    finished = train_folds(config, splits, photos, resume, overwrite, deadline, tracker, limit)
     process.destroy_process_group()
     if not finished:
         raise typer.Exit(command.STOPPED)

@@ -28,6 +28,7 @@ if SETTINGS["encoder"]:
 
 # %% Training
 train = [experiment, *options, *settings, "--resume"]
+train += ["--budget", SETTINGS["budget"]] if SETTINGS["budget"] else []
 statuses = []
 if SETTINGS["together"] and session.gpus > 1:
     for fold in folds:  # torchrun ends with 1 whatever its processes say; end.json is theirs

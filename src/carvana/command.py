@@ -46,6 +46,7 @@ ThresholdOption = Annotated[
 JournalOption = Annotated[Path, typer.Option("--journal", help="The log of submissions.")]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The submission: .csv, .csv.gz or .zip.")]
 SizeOption = Annotated[str, typer.Option("--size", help="HEIGHTxWIDTH of the photos, or of the network.")]
+BudgetOption = Annotated[str | None, typer.Option("--budget", help="How long a fold may take: 30m, 11h, 1h30m, 90s.")]
 HoursOption = Annotated[float | None, typer.Option("--hours", min=0, help="Stop before these are over, with status 3.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier command wrote.")]
 
@@ -55,6 +56,24 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)):
         raise InputError(f"--size {text}: give HEIGHTxWIDTH, such as 1280x1918")
     return int(match[1]), int(match[2])
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, from `30m`, `11h`, `1h30m` or `90s`."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", text)
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    if not hours + minutes + seconds:
+        raise InputError(f"--budget {text}: give a time such as 30m, 11h, 1h30m or 90s")
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def format_duration(seconds: float) -> str:
+    """`parse_duration` undone: `1h30m` from 5400."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{number:g}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if number]
+    return "".join(parts) or "0s"
 
 
 def end_of(hours: float | None) -> float:

@@ -1,6 +1,7 @@
 """Configuration: every setting, typed, bounded, and strict about names."""
 
 import difflib
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 
@@ -186,6 +187,13 @@ class Config(Group):
             if epoch < stage.train.epochs or stage is self:
                 return stage, epoch
             epoch -= stage.train.epochs
+
+    def with_epochs(self, epochs: Sequence[int]) -> "Config":
+        """The same with these numbers of epochs, a stage each, the last one's last; a stage of none is left out."""
+        *earlier, last = epochs
+        pairs = zip(self.earlier_stages, earlier, strict=True)
+        stages = [stage | {"train": stage["train"] | {"epochs": number}} for stage, number in pairs if number]
+        return self.changed(train={"epochs": last}, earlier_stages=stages)
 
     def changed(self, **changes: object) -> "Config":
         """The same with other settings, `train={"epochs": 1}`, validated; what a group does not name stays."""

@@ -20,6 +20,7 @@ from carvana.log import read_records
 from carvana.models import build_model
 from carvana.models.checkpoint import save_checkpoint
 from carvana.models.encoder import create_encoder
+from carvana.training.budget import Pace
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_SMP = pytest.mark.skipif(
@@ -30,6 +31,8 @@ NEEDS_SMP = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    paces = lambda config, *_, **__: [Pace(0.3, 0.3)] * len(config.stages)  # measured ones depend on the load
+    monkeypatch.setattr("carvana.training.budget.measure_paces", paces)
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_time_to_dice_trains_each_contestant_once(small, demo, tmp_path, capsys,
         assert result["machine"]["versions"]["torch"] == version("torch")
         assert f"\n{name:14}" in table
     ours = results["ours"]
-    assert ours["photos"] == 32 * ours["notes"]["epochs"]
+    assert ours["photos"] == 32 * sum(ours["notes"]["epochs"])
     share = ours["error"]["mean"] / results["pytorch_unet"]["error"]["mean"]
     assert f"ours, 0.02 minutes, beside pytorch_unet: 1 - Dice is {100 * share:.1f} %, " in table
     assert (tmp_path / "race" / "time_to_dice.png").exists() == bool(find_spec("matplotlib"))
@@ -120,18 +123,6 @@ def test_all_variants_of_the_shipped_experiment_are_valid():
     assert parse_variants("no_ema,linknet") == ["base", "linknet", "no_ema"]
     with pytest.raises(InputError, match="--variants bass: no bass; choose from all, base, "):
         parse_variants("bass")
-
-
-def test_as_many_epochs_as_fit(tiny):
-    from budget import Pace, plan_epochs
-
-    one = tiny(train={"epochs": 5})
-    assert plan_epochs(one, [Pace(20, 10, 99)], 100 / 60).epochs == 8  # 20 + 7 x 10 of 97 s
-    staged = tiny(train={"epochs": 4}, earlier_stages=[{"train": {"epochs": 2}}])
-    planned = plan_epochs(staged, [Pace(2, 2, 0), Pace(10, 10, 0)], 5)
-    assert [stage.train.epochs for stage in planned.stages] == [15, 26]  # 13 and 26 by their shares leave 5 s
-    with pytest.raises(InputError, match=r"--minutes 0\.1: tiny needs 0\.34 here at least"):
-        plan_epochs(one, [Pace(20, 10, 0)], 0.1)
 
 
 @NEEDS_SMP

@@ -11,7 +11,7 @@ from conftest import SRC
 from packing import commit_of
 
 from carvana import provenance
-from carvana.command import command_line, parse_size, run
+from carvana.command import command_line, format_duration, parse_duration, parse_size, run
 from carvana.errors import InputError, few
 from carvana.log import read_records, replacing, write_records
 
@@ -57,6 +57,16 @@ def test_sizes_are_parsed_and_few_names_are_listed(monkeypatch):
     assert [few(["a", "b"]), few(list("abcdefgh"))] == ["a, b", "a, b, c, d, e and 3 more"]
     monkeypatch.setattr("sys.argv", ["src/script.py", "a b"])
     assert command_line() == "script.py 'a b'"
+
+
+def test_durations_are_parsed_and_written_as_they_are_given():
+    seconds = {"30m": 1800, "11h": 39600, "1h30m": 5400, "1m30s": 90, "2h5s": 7205, "1m0.5s": 60.5}
+    assert {text: parse_duration(text) for text in seconds} == seconds
+    assert [format_duration(number) for number in seconds.values()] == list(seconds)
+    assert (parse_duration("0.5h"), parse_duration("90s"), format_duration(0)) == (1800, 90, "0s")
+    for wrong in ("30", "", "0m", "m", "30m1h", "-5m", "1 h"):
+        with pytest.raises(InputError, match=f"--budget {wrong}: give a time such as 30m, 11h, 1h30m or 90s"):
+            parse_duration(wrong)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -94,6 +94,7 @@ def test_uncommitted_changes_are_refused_or_stamped(tmp_path, monkeypatch):
         ("train demo --folds 0-", "--folds 0-: give 0-4, 0,2 or 3"),
         ("train unet", "no such experiment; choose from demo, "),
         ("train demo --set train.epoch=1", "did you mean epochs"),
+        ("train demo --budget 9", "--budget 9: give a time such as 30m, 11h, 1h30m or 90s"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_two(arguments, message):

@@ -358,6 +358,22 @@ def test_sessions_and_hours_are_planned_before_anything_is_sent(server, capsys):
     assert ("multiplications" in lines[-1], server.calls) == (True, ["GetAcceleratorQuotaStatistics"])
 
 
+def test_a_budget_is_checked_before_a_push_and_given_to_the_script(server, mounts, tmp_path, capsys, monkeypatch):
+    launch.plan("demo", folds="0-2", budget="12h30m")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train folds 0: 12.5 h budgeted, 2 session(s) of two T4"
+    assert lines[-2].startswith("training 37.5 GPU hours budgeted, 2 sessions at once; ")
+    with pytest.raises(InputError, match="--budget 9: give a time such as"):
+        push_train(tmp_path, budget="9")
+    assert not Ledger(tmp_path / "launch.json").entries
+    commands = []
+    monkeypatch.setattr(emulated, "run_packed", lambda command: commands.append(command) or Result(2, "", ""))
+    server.execute = lambda request, working: Kaggle(working.parents[1], mounts, request["text"]).run().returncode == 0
+    with pytest.raises(InputError, match="ended with status 2"):
+        push_train(tmp_path, budget="9h")
+    assert commands[0][commands[0].index("--budget") + 1] == "9h"
+
+
 def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_path, capsys, monkeypatch):
     rates = {"train_photos_per_second": {"channels_last": 16.0, "contiguous": 20.0}, "predict_photos_per_second": 50}
     selftest, ten_epochs = tmp_path / "build" / "selftest.json", {"folds": "0", "overrides": ["train.epochs=10"]}

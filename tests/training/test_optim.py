@@ -8,12 +8,14 @@ from carvana.training.optim import build_optimizer, rate_factor, set_rate
 
 
 def test_rate_rises_linearly_and_falls_as_a_cosine():
-    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
+    factors = [rate_factor(step / 100, 0.01, 0.1) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-    assert (factors[10], factors[55]) == (1.0, pytest.approx(0.5))
+    assert (factors[10], factors[55]) == (pytest.approx(1.0), pytest.approx(0.5))
     assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert max(factors) <= 1
     assert 0 < factors[-1] < 0.001
-    assert rate_factor(0, 1, 0.0) == 1.0
+    assert rate_factor(0.0, 1.0, 0.0) == 1.0
+    assert [rate_factor(step / 7, 1 / 7, 1.0) for step in range(7)] == pytest.approx([n / 7 for n in range(1, 8)])
 
 
 @pytest.mark.parametrize("encoder", ["test_efficientnet", "test_resnet", "test_convnext"])

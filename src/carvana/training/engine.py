@@ -30,11 +30,13 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
     """
     optim, position, clip_norm = learner.stage.optim, learner.position, learner.accelerator.clip_grad_norm_
     epochs, steps, losses, bad_in_a_row = learner.config.epochs, len(loader), [], 0
+    begin = learner.progress(position.epoch)
+    share = (learner.progress(position.epoch + 1) - begin) / steps  # of a step in the rate's schedule
     learner.model.train()
     batches = iter(loader)
     batch = send(next(batches, None), learner)
     for step in progress(range(steps), f"epoch {position.epoch + 1}/{epochs}", unit="step"):
-        factor = rate_factor(position.epoch * steps + step, epochs * steps, optim.warmup)
+        factor = rate_factor(begin + step * share, share, optim.warmup)
         set_rate(learner.optimizer, optim.lr * factor)
         photo_losses = forward_backward(learner, *batch)
         norm = clip_norm(learner.model.parameters(), optim.clip)

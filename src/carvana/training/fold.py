@@ -1,26 +1,32 @@
 """One run: epochs with validation, the best checkpoint, and a state to resume from."""
 
-import platform
 import time
 from contextlib import ExitStack
 
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from accelerate.utils.memory import clear_device_cache
-from torch.utils.data import DataLoader, DistributedSampler
 
-from carvana.config import Config, DataConfig, differences
+from carvana.config import Config, differences
 from carvana.data.cache import PhotoCache
-from carvana.data.dataset import TrainSet, collate
-from carvana.data.geometry import Fit
 from carvana.data.images import Photos
-from carvana.data.loader import worker_options
 from carvana.device import process_state, share
 from carvana.log import alone_in, read_records, say, write_json, write_records
 from carvana.training.averaging import average_epochs, keep_checkpoint, keep_for_average
+from carvana.training.batches import shared_cache, train_loader
+from carvana.training.budget import Plan, plan_fold
 from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.training.learner import Learner, build_learner
 from carvana.training.losses import weighted_sum
-from carvana.training.state import Fold, initial_checkpoint, load_state, prepare_folder, refuse_conflict, save_state
+from carvana.training.state import (
+    Budget,
+    Fold,
+    initial_checkpoint,
+    load_state,
+    prepare_folder,
+    refuse_conflict,
+    save_state,
+    write_run,
+)  # fmt: skip
 from carvana.training.tracking import log_epoch, tracking
 from carvana.training.validation import validate
 
@@ -29,13 +35,13 @@ MACHINE = ("device", "precision", "memory_format", "processes")
 
 def train_folds(
     config: Config, folds: list[Fold], photos: Photos, resume: bool = False, overwrite: bool = False,
-    deadline: float = float("inf"), tracker: str = "none",
+    deadline: float = float("inf"), tracker: str = "none", budget: Budget | None = None,
 ) -> bool:  # fmt: skip
     """Trains one fold after another, once all photos and folders are known to be fit; True if all are finished."""
     process = process_state()
     if process.is_main_process:
         for fold in folds:
-            refuse_conflict(config, fold, resume, overwrite)
+            refuse_conflict(config, fold, resume, overwrite, budget)
     photos.check(share(photos.image_ids, process.process_index, process.num_processes))
     process.wait_for_everyone()
     with ExitStack() as locks:
@@ -43,7 +49,7 @@ def train_folds(
             locks.enter_context(alone_in(fold.folder))
         for fold in folds:
             say(f"fold {fold.number}: training on {len(fold.train.cars)} cars, validating on {len(fold.val.cars)}")
-            finished = train_fold(config, fold, resume, overwrite, deadline, tracker)
+            finished = train_fold(config, fold, resume, overwrite, deadline, tracker, budget)
             clear_device_cache(garbage_collection=True)  # gives the fold's memory back
             if not finished:
                 return False
@@ -52,18 +58,25 @@ def train_folds(
 
 def train_fold(
     config: Config, fold: Fold, resume: bool = False, overwrite: bool = False, deadline: float = float("inf"),
-    tracker: str = "none",
+    tracker: str = "none", budget: Budget | None = None,
 ) -> bool:  # fmt: skip
     """Trains until the last epoch, or stops cleanly before `deadline` (of `time.monotonic()`); True if finished.
 
-    Leaves in `fold.folder` what docs/training.md lists. On a CPU `resume` continues to the same weights; a tracker
-    changes nothing of them. Raises InputError as `refuse_conflict` does.
+    With a budget it trains as many epochs as fit, in the shares of the config's stages. Leaves in `fold.folder` what
+    docs/training.md lists. On a CPU `resume` continues to the same weights; a tracker changes nothing of them. Raises
+    InputError as `refuse_conflict` and `plan_fold` do.
     """
+    process = process_state()
+    with process.main_process_first():
+        if process.is_main_process:
+            refuse_conflict(config, fold, resume, overwrite, budget)
+    plan = budget and plan_fold(config, fold, budget, resume)
+    config = plan.config if plan else config
     learner = build_learner(config, initial_checkpoint(config, fold), tracker, fold.folder)
-    with learner.accelerator.main_process_first():
-        if learner.accelerator.is_main_process:
-            refuse_conflict(config, fold, resume, overwrite)
-            prepare_folder(config, fold, overwrite)
+    with process.main_process_first():
+        if process.is_main_process:
+            prepare_folder(fold, overwrite)
+            write_run(config, fold, budget, plan and plan.facts())
     resumed = resume and load_state(learner.accelerator, fold.folder / "state")
     records = read_records(fold.folder / "log.jsonl")[: learner.position.epoch]
     if resumed:
@@ -71,12 +84,12 @@ def train_fold(
         say(f"fold {fold.number}: continuing after epoch {learner.position.epoch}{'; '.join(['', *changed])}")
     try:
         with tracking(learner):
-            while learner.position.epoch < config.epochs:
-                train_stage(learner, fold, records, deadline)
+            while learner.position.epoch < learner.config.epochs:
+                train_stage(learner, fold, records, deadline, plan)
         average_epochs(learner, fold, deadline)
     except OutOfTime:
         saved = f"--resume continues from {fold.folder}" if records else "nothing saved: not even one epoch fits"
-        say(f"fold {fold.number}: out of time after {len(records)} of {config.epochs} epochs; {saved}")
+        say(f"fold {fold.number}: out of time after {len(records)} of {learner.config.epochs} epochs; {saved}")
         return note_end(learner, fold, finished=False)
     say(f"fold {fold.number}: finished, best Dice {learner.position.best_dice:.5f}, in {fold.folder}")
     return note_end(learner, fold, finished=True)
@@ -95,27 +108,22 @@ def machine_facts(learner: Learner) -> dict:
     return dict(zip(MACHINE, (device.name, device.precision, learner.memory_format, processes), strict=True))
 
 
-def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float) -> None:
+def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float, plan: Plan | None) -> None:
     """Trains the epochs of the stage in progress that are not done yet."""
     stage, done = learner.config.stage_of(learner.position.epoch)
     learner.loss = weighted_sum(stage.loss)
     if done == 0:
         learner.position.best_dice = -1.0
     photos = shared_cache(learner, fold.train, stage.data)
-    for number in range(done, stage.train.epochs):
-        longest = max((r["train_seconds"] + r["val_seconds"] for r in records[-number:]), default=0)
+    while True:
+        longest = max((r["train_seconds"] + r["val_seconds"] for r in records[-done:]), default=0)
         check_clock(learner, deadline, 1.05 * longest)  # a margin for writing
         records.append(run_epoch(learner, photos, fold, deadline))
         log_epoch(learner, records[-1])  # before the state: if killed between them, it is written again
-        keep_epoch(learner, fold, records)
-
-
-def shared_cache(learner: Learner, photos: Photos, data: DataConfig) -> PhotoCache:
-    """One for all processes of a machine: the first one of them makes the file."""
-    accelerator, machine = learner.accelerator, platform.node()
-    cache = PhotoCache(photos, Fit.of(data), data.cache_gib if accelerator.is_local_main_process else 0)
-    paths = dict(item for item in gather_object([(machine, cache.path)]) if item[1])
-    return cache if cache.path else cache.join(paths.get(machine))
+        keep_epoch(learner, fold, records, plan)
+        stage, done = learner.config.stage_of(learner.position.epoch)  # it may have fewer epochs now
+        if done in (0, stage.train.epochs):
+            return
 
 
 def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float) -> dict:
@@ -137,18 +145,11 @@ def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float)
     }  # fmt: skip
 
 
-def train_loader(learner: Learner, photos: PhotoCache) -> DataLoader:
-    """This epoch's batches, this process's share of them."""
-    accelerator, stage, epoch = learner.accelerator, learner.stage, learner.position.epoch
-    dataset = TrainSet(photos, stage.data.augmentation, stage.train.seed, epoch, stage.data.crop)
-    sampler = DistributedSampler(dataset, accelerator.num_processes, accelerator.process_index, seed=stage.train.seed)
-    sampler.set_epoch(epoch)
-    options = worker_options(stage.data.num_workers) | {"pin_memory": accelerator.device.type == "cuda"}
-    return DataLoader(dataset, stage.train.batch_size, sampler=sampler, collate_fn=collate, **options)
+def keep_epoch(learner: Learner, fold: Fold, records: list[dict], plan: Plan | None) -> None:
+    """Writes the checkpoint if it is the best, the log and, last, the state: it alone says that an epoch is over.
 
-
-def keep_epoch(learner: Learner, fold: Fold, records: list[dict]) -> None:
-    """Writes the checkpoint if it is the best, the log and, last, the state: it alone says that an epoch is over."""
+    If the plan changes, the state is written before run.json: it can be continued with the former epochs, too.
+    """
     position, record, stage = learner.position, records[-1], learner.stage
     better = record["dice"] > position.best_dice
     position.best_dice = max(position.best_dice, record["dice"])
@@ -159,9 +160,16 @@ def keep_epoch(learner: Learner, fold: Fold, records: list[dict]) -> None:
         if stage is learner.config:
             keep_for_average(learner, fold, record)
         write_records(fold.folder / "log.jsonl", records)
+    replanned = plan is not None and plan.adapt(records)
+    if replanned:
+        learner.change_epochs(plan.config)
     save_state(learner.accelerator, fold.folder / "state", position.epoch)
+    if replanned and learner.accelerator.is_main_process:
+        write_run(plan.config, fold, plan.budget, plan.facts())
     minutes = sum(r["train_seconds"] + r["val_seconds"] for r in records) / 60
     say(
         f"fold {fold.number} epoch {position.epoch}/{learner.config.epochs}: loss {record['loss']:.4f}, "
         f"Dice {record['dice']:.5f} on {record['photos']} photos{' (best)' if better else ''}, {minutes:.1f} min"
     )
+    if replanned:
+        say(f"fold {fold.number}: the machine's pace has changed: {' + '.join(map(str, plan.epochs))} epochs now")

@@ -43,6 +43,16 @@ class Learner:
     def device(self) -> Device:
         return Device(self.accelerator.device, self.accelerator.mixed_precision)
 
+    def progress(self, epoch: int) -> float:
+        """Of the rate's schedule, 0 to 1, after so many epochs: linear from where the plan was last changed."""
+        before, since = self.position.progress, self.position.since
+        return before + (1 - before) * (epoch - since) / (self.config.epochs - since)
+
+    def change_epochs(self, config: Config) -> None:
+        """Goes on to another number of epochs: the rate's schedule ends with them, and has no jump."""
+        self.position.progress, self.position.since = self.progress(self.position.epoch), self.position.epoch
+        self.config = config
+
     def begin_epoch(self) -> None:
         """Notes the precision, and tries the configured micro-batch again: what left it no memory may be gone."""
         precisions, precision = self.position.precisions, self.accelerator.mixed_precision

@@ -1,4 +1,4 @@
-"""What a run is of: its fold and its folder. What it continues from when killed, and when it must not be touched."""
+"""What a run is of: fold, folder, time. What it continues from when killed, and when it must not be touched."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import pandas as pd
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from carvana.command import format_duration
 from carvana.config import Config, differences
 from carvana.data.augmentations import build_augmentation
 from carvana.data.folds import check_folds, folds_digest
@@ -34,6 +35,21 @@ class Fold:
     val: Photos
     digest: str  # of the whole table of folds
     folder: Path
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a fold may take. With `training_only` neither measuring nor validation counts, as in benchmarks."""
+
+    seconds: float
+    training_only: bool = False
+
+    def spent(self, record: dict) -> float:
+        """What an epoch has taken of it."""
+        return record["train_seconds"] + (0 if self.training_only else record["val_seconds"])
+
+    def __str__(self) -> str:
+        return format_duration(self.seconds) + (" of training" if self.training_only else "")
 
 
 def split_fold(photos: Photos, folds: pd.DataFrame, number: int, runs: Path, name: str) -> Fold:
@@ -75,6 +91,8 @@ class Position:
     step: int = 0
     best_dice: float = -1.0  # of the stage
     micro_batch: int = 0  # of the epoch
+    since: int = 0  # epochs done when their planned number was last changed
+    progress: float = 0.0  # of the rate's schedule at that time
     precisions: list[str] = field(default_factory=list)  # one after the other
 
     def state_dict(self) -> dict:
@@ -122,15 +140,41 @@ def load_state(accelerator: Accelerator, folder: Path) -> bool:
     return bool(states)
 
 
-def run_facts(config: Config, fold: Fold) -> dict:
+def run_facts(config: Config, fold: Fold, budget: Budget | None = None) -> dict:
     """What must be the same for a run to be resumed."""
     return {
         "config": config.model_dump(mode="json", exclude=LEFT_OUT),
         "folds_digest": fold.digest, "train_cars": fold.train.cars, "val_cars": fold.val.cars,
+        "budget": budget and str(budget),
     }  # fmt: skip
 
 
-def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool) -> None:
+def write_run(config: Config, fold: Fold, budget: Budget | None, plan: dict | None) -> None:
+    """Writes run.json; `plan` is what `config` has its epochs from, if it was planned for a budget."""
+    write_json(fold.folder / "run.json", run_facts(config, fold, budget) | ({"plan": plan} if plan else {}))
+
+
+def compare_run(config: Config, fold: Fold, budget: Budget | None) -> tuple[list[str], dict | None]:
+    """In what run.json differs from an experiment, but for the epochs of the plan that it may hold; and that plan."""
+    try:
+        facts = json.loads((fold.folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{fold.folder}: has no readable run.json ({error}); start anew with --overwrite") from None
+    plan = facts.pop("plan", None)
+    if plan and len(plan["epochs"]) == len(config.stages):
+        config = config.with_epochs(plan["epochs"])
+    return differences(facts, run_facts(config, fold, budget)), plan
+
+
+def kept_plan(config: Config, fold: Fold, budget: Budget) -> dict | None:
+    """What the epochs of a run that can be resumed were planned by; None if there is no such run."""
+    if not (fold.folder / "run.json").exists():
+        return None
+    changed, plan = compare_run(config, fold, budget)
+    return None if changed else plan
+
+
+def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool, budget: Budget | None = None) -> None:
     """Raises InputError if the fold's folder holds a run that is neither to be overwritten nor can be resumed.
 
     Also if the settings name an augmentation, an architecture or an initial run that does not exist.
@@ -144,18 +188,14 @@ def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool) -
         return
     if not resume:
         raise InputError(f"{folder}: holds a run; continue it with --resume or replace it with --overwrite")
-    try:
-        facts = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: has no readable run.json ({error}); start anew with --overwrite") from None
-    if changed := differences(facts, run_facts(config, fold)):
+    if changed := compare_run(config, fold, budget)[0]:
         remedy = "give its settings, another --name, or --overwrite"
         raise InputError(f"{folder}: cannot be resumed, it was another run: {'; '.join(changed)}: {remedy}")
     if not states and len(read_records(folder / "log.jsonl")) > 1:
         raise InputError(f"{folder}: has no state to resume from; start anew with --overwrite")
 
 
-def prepare_folder(config: Config, fold: Fold, overwrite: bool) -> None:
+def prepare_folder(fold: Fold, overwrite: bool) -> None:
     """Removes what is to be overwritten, and what a killed process left of files it was writing."""
     fold.folder.mkdir(parents=True, exist_ok=True)
     for path in fold.folder.iterdir():  # not the folder itself: it is locked
@@ -163,4 +203,3 @@ def prepare_folder(config: Config, fold: Fold, overwrite: bool) -> None:
             shutil.rmtree(path)
         elif overwrite or path.name == "end.json" or path.match(".*.tmp"):
             path.unlink()
-    write_json(fold.folder / "run.json", run_facts(config, fold))

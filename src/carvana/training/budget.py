@@ -1,0 +1,271 @@
+"""As many epochs as fit into a time: planned before the first, as the rate depends on them, and adapted after each."""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache
+from torch import nn
+from torch.utils.data import DataLoader
+
+from carvana.command import format_duration
+from carvana.config import Config
+from carvana.data.cache import PhotoCache
+from carvana.data.geometry import Fit
+from carvana.data.images import Photos
+from carvana.device import process_state
+from carvana.errors import InputError
+from carvana.log import say
+from carvana.training.batches import shared_cache, train_loader
+from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
+from carvana.training.learner import Learner, build_learner
+from carvana.training.losses import weighted_sum
+from carvana.training.state import Budget, Fold, kept_plan
+from carvana.training.validation import validate
+
+PLANNED = 0.97  # of the time: the rest is for checkpoints, and for a machine that slows down a little
+RECENT = 3  # epochs whose median says how fast the machine is now: a single one may have been disturbed
+CARS = 4  # whose photos are enough to measure with
+WARM_UP = 2  # steps that pay for page faults and the choice of algorithms
+STEPS = (2, 4, 8, 16, 32, 64, 128, 256)  # after so many, measuring ends if it has taken SECONDS
+SECONDS = 3.0
+
+
+class Pace(NamedTuple):
+    """Seconds of a stage's epochs: of the first, which decodes the photos, and of each later one."""
+
+    first: float
+    later: float
+
+    def seconds(self, epochs: int) -> float:
+        return self.first + (epochs - 1) * self.later if epochs else 0.0
+
+
+@dataclass
+class Plan:
+    """How many epochs each stage of an experiment has in a run, and what that was planned by."""
+
+    budget: Budget
+    experiment: Config
+    planned: list[int]  # at first
+    epochs: list[int]
+    paces: list[Pace]
+    measuring: float  # seconds of the budget
+
+    @property
+    def config(self) -> Config:
+        """The experiment with these epochs."""
+        return self.experiment.with_epochs(self.epochs)
+
+    def facts(self) -> dict:
+        """What run.json keeps of it."""
+        measuring = round(self.measuring, 2)
+        return {"planned": self.planned, "epochs": self.epochs, "paces": self.paces, "measuring": measuring}
+
+    def adapt(self, records: list[dict]) -> bool:
+        """Takes epochs out if those to come do not fit any more, and back in if they do; whether it did either.
+
+        All processes do what the first one does, as their clocks differ.
+        """
+        spent = [self.budget.spent(record) for record in records]
+        left, before = self.budget.seconds - self.measuring - sum(spent), self.epochs
+        (self.epochs,) = broadcast_object_list([adapt(before, self.planned, self.paces, spent, left)])
+        return self.epochs != before
+
+    def __str__(self) -> str:
+        """Such as `8 epochs of 256x384, 61.0 s each, then 9 epochs of 512x768, 98.3 s each: 28m54s`."""
+        stages = [
+            f"{epochs} epochs of {'x'.join(map(str, stage.data.crop or stage.data.size))}, {pace.later:.1f} s each"
+            for stage, epochs, pace in zip(self.experiment.stages, self.epochs, self.paces, strict=True)
+            if epochs
+        ]
+        seconds = total_seconds(self.epochs, self.paces) + self.measuring
+        measuring = f", {self.measuring:.0f} s of them measuring" if self.measuring else ""
+        return f"{', then '.join(stages)}: {format_duration(round(seconds))}{measuring}"
+
+
+def plan_fold(config: Config, fold: Fold, budget: Budget, resume: bool = False) -> Plan:
+    """The plan that a resumed run has, or a new one, measured in all processes at once; prints it.
+
+    Raises InputError if there is no time for one epoch of each stage.
+    """
+    kept = kept_plan(config, fold, budget) if resume and process_state().is_main_process else None
+    (kept,) = broadcast_object_list([kept])
+    if kept:
+        paces = [Pace(*pace) for pace in kept["paces"]]
+        plan = Plan(budget, config, kept["planned"], kept["epochs"], paces, kept["measuring"])
+    else:
+        say(f"fold {fold.number}: measuring how many epochs fit into {budget}")
+        started = time.monotonic()
+        paces = measure_paces(config, fold, with_validation=not budget.training_only)
+        measuring = 0.0 if budget.training_only else time.monotonic() - started
+        paces, measuring = broadcast_object_list([paces, measuring])  # the first process decides
+        epochs = plan_epochs(config, paces, budget, measuring)
+        plan = Plan(budget, config, epochs, epochs, paces, measuring)
+    say(f"fold {fold.number}: {plan}")
+    return plan
+
+
+def plan_epochs(config: Config, paces: list[Pace], budget: Budget, measuring: float = 0.0) -> list[int]:
+    """The most epochs of each stage that fit, in the experiment's shares. Raises InputError if one of each does not."""
+    shares, least = [stage.train.epochs for stage in config.stages], [1] * len(paces)
+    needed = (total_seconds(least, paces) + measuring) / PLANNED
+    if needed > budget.seconds:
+        shortest = f"{config.name} needs {format_duration(math.ceil(needed))} on this machine, an epoch of each stage"
+        raise InputError(f"a budget of {budget} is too short: {shortest}")
+    return fit_epochs(shares, paces, PLANNED * budget.seconds - measuring, least)
+
+
+def fit_epochs(shares: list[int], paces: list[Pace], available: float, least: list[int]) -> list[int]:
+    """The most epochs of each stage that fit into `available` seconds; `least` if nothing does.
+
+    What the shares leave of the time goes to whole epochs of the last stage, then of those before it.
+    """
+
+    def fits(epochs: list[int]) -> bool:
+        return total_seconds(epochs, paces) <= available
+
+    def plan(total: int) -> list[int]:
+        return [max(low, round(total * share / sum(shares))) for low, share in zip(least, shares, strict=True)]
+
+    *_, epochs = least, *itertools.takewhile(fits, map(plan, itertools.count(1)))
+    for stage in reversed(range(len(shares))):
+        while shares[stage] and fits(more := [n + (i == stage) for i, n in enumerate(epochs)]):
+            epochs = more
+    return epochs
+
+
+def total_seconds(epochs: Sequence[int], paces: Sequence[Pace]) -> float:
+    return sum(pace.seconds(number) for number, pace in zip(epochs, paces, strict=True))
+
+
+def adapt(epochs: list[int], planned: list[int], paces: list[Pace], spent: list[float], left: float) -> list[int]:
+    """Fewer epochs, or more up to what was `planned` at first, if those to come miss `left` seconds by half an epoch.
+
+    `spent` are the seconds of the epochs done. One of the last stage remains, whatever is left: it ends the schedule.
+    """
+    done = [min(number, max(0, len(spent) - sum(epochs[:stage]))) for stage, number in enumerate(epochs)]
+    to_come, now = subtract(epochs, done), present_paces(paces, done, spent)
+    half, over = now[-1].later / 2, total_seconds(to_come, now) - left
+    if not any(to_come) or abs(over) <= half or (over < 0 and epochs == planned):
+        return epochs
+    current = next(stage for stage, number in enumerate(to_come) if number)  # no earlier one is gone back to
+    fitting = [0] * current + subtract(planned, done)[current:]
+    if total_seconds(fitting, now) > left + half:
+        fitting = fit_epochs(fitting, now, left + half, least=[0] * (len(paces) - 1) + [1])
+    return [min(most, ended + number) for most, ended, number in zip(planned, done, fitting, strict=True)]
+
+
+def present_paces(paces: list[Pace], done: list[int], spent: list[float]) -> list[Pace]:
+    """Of the epochs to come: slower than measured by as much as the last ones done."""
+    expected = [
+        pace.later if number else pace.first for pace, ended in zip(paces, done, strict=True) for number in range(ended)
+    ]
+    slowdown = statistics.median([s / e for s, e in zip(spent, expected, strict=True)][-RECENT:])
+    return [
+        Pace(slowdown * (pace.later if ended else pace.first), slowdown * pace.later)
+        for pace, ended in zip(paces, done, strict=True)
+    ]
+
+
+def subtract(numbers: list[int], others: list[int]) -> list[int]:
+    return [number - other for number, other in zip(numbers, others, strict=True)]
+
+
+def measure_paces(config: Config, fold: Fold, with_validation: bool) -> list[Pace]:
+    """Of each stage, by the loop of the real run on a few photos, with random weights. Leaves no trace in the run."""
+    learner, paces = build_learner(config, pretrained=False), []
+    for stage in config.stages:
+        learner.begin_epoch()
+        learner.loss = weighted_sum(stage.loss)
+        pace = measure_training(learner, fold.train)
+        validation = measure_validation(learner, fold.val) if with_validation else 0.0
+        paces.append(Pace(pace.first + validation, pace.later + validation))
+        learner.position.epoch += stage.train.epochs
+    if config.train.compile:
+        torch.compiler.reset()  # it would remember these sizes, and compile for any
+    del learner
+    clear_device_cache(garbage_collection=True)
+    return paces
+
+
+def measure_training(learner: Learner, photos: Photos) -> Pace:
+    """As many of the few photos are cached as of all, in proportion."""
+    data, few = learner.stage.data, photos.select(photos.cars[:CARS])
+    ratio = len(photos.image_ids) / len(few.image_ids)
+    next(iter(train_loader(learner, PhotoCache(few, Fit.of(data), 0))))  # starts the server that loaders are forked of
+    cache = shared_cache(learner, few, data.model_copy(update={"cache_gib": data.cache_gib / ratio}))
+    decoded, cached = (seconds_of(load_all, learner, cache) for _ in range(2))
+    later = measure_epoch(learner, cache, len(photos.image_ids))
+    return Pace(later + ratio * max(0.0, decoded - cached), later)
+
+
+def load_all(learner: Learner, photos: PhotoCache) -> None:
+    for _ in train_loader(learner, photos):
+        pass
+
+
+def measure_epoch(learner: Learner, few: PhotoCache, count: int) -> float:
+    """Seconds of an epoch of `count` photos: the start of the loader and, times their number, a step."""
+    batch = learner.stage.train.batch_size * learner.accelerator.num_processes
+    started = time.monotonic()
+    loader = ClockedLoader(train_loader(learner, Repeated(few, (WARM_UP + STEPS[-1]) * batch)), learner)
+    with suppress(OutOfTime):
+        train_one_epoch(learner, loader, math.inf)
+    warm = loader.times[WARM_UP:]
+    return loader.times[0] - started + math.ceil(count / batch) * (warm[-1] - warm[0]) / (len(warm) - 1)
+
+
+class Repeated:
+    """`count` photos, the same few again and again."""
+
+    def __init__(self, few: PhotoCache, count: int):
+        self.few, self.count = few, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple:
+        return self.few[index % len(self.few)]
+
+
+class ClockedLoader:
+    """A loader that notes when each batch is taken, and raises OutOfTime when that is enough to know the pace."""
+
+    def __init__(self, loader: DataLoader, learner: Learner):
+        self.loader, self.learner, self.times = loader, learner, []
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator:
+        for number, batch in enumerate(self.loader):
+            self.times.append(time.monotonic())
+            if number - WARM_UP in STEPS:  # not after each step: it waits for a GPU, and for the other processes
+                check_clock(self.learner, self.times[WARM_UP] + SECONDS)
+            yield batch
+
+
+def measure_validation(learner: Learner, photos: Photos) -> float:
+    """Seconds of all photos, by those of one car; twice where that is so fast that the first batch counts."""
+    for parameter in learner.ema.module.parameters():
+        nn.init.zeros_(parameter)  # what a hardly trained network gives may be infinite, and would be refused
+    few = photos.select(photos.cars[:1])
+    seconds = seconds_of(validate, learner, few)
+    (again,) = broadcast_object_list([seconds < SECONDS])
+    if again:
+        seconds = seconds_of(validate, learner, few)
+    return seconds * len(photos.image_ids) / len(few.image_ids)
+
+
+def seconds_of(work: Callable, *arguments: object) -> float:
+    started = time.monotonic()
+    work(*arguments)
+    return time.monotonic() - started
