@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from carvana.errors import InputError
 from carvana.models import build_model
-from carvana.models.checkpoint import load_checkpoint, photos_of, read_facts, save_checkpoint
+from carvana.models.checkpoint import leaking_cars, load_checkpoint, photos_of, read_facts, save_checkpoint
 
 EARLIER = {  # settings as earlier versions stored them
     "data": {"boxes_from": None, "box_margin": 0.1}, "loss": {"bce_dice": 1.0},
@@ -39,6 +39,15 @@ def test_checkpoints_say_which_photos_they_want_and_want_the_same(saved):
     assert load_checkpoint(hq).config.data.photos == "hq"
     with pytest.raises(InputError, match=rf"different photos: {path} on normal, {hq} on hq; leave one out, or train"):
         photos_of([path, hq])
+
+
+def test_leaks_are_known_by_cars_or_of_earlier_versions_by_fold_and_table():
+    facts = {"fold": 0, "folds_digest": "a", "seen_cars": ["x", "y"]}
+    assert leaking_cars(facts, ["z", "y"], 1, "b") == ["y"]
+    assert leaking_cars(facts, ["z"], 1, "b") == []
+    earlier = {"fold": 0, "folds_digest": "a"}
+    assert leaking_cars(earlier, ["z", "y"], 0, "a") == []
+    assert leaking_cars(earlier, ["z", "y"], 1, "a") == leaking_cars(earlier, ["y", "z"], 0, "b") == ["y", "z"]
 
 
 def test_the_file_alone_rebuilds_the_model_also_of_earlier_versions(saved, tiny):

@@ -16,7 +16,7 @@ from carvana.data.images import open_train
 from carvana.errors import InputError
 from carvana.log import alone_in, read_records
 from carvana.models import build_model
-from carvana.models.checkpoint import load_checkpoint, save_checkpoint
+from carvana.models.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from carvana.training import averaging, engine
 from carvana.training import fold as module
 from carvana.training.fold import train_fold, train_folds
@@ -148,16 +148,18 @@ def test_the_mean_of_the_last_epochs_is_kept_if_it_is_better(tiny, fold, monkeyp
 
 def test_a_run_starts_from_another_runs_weights_of_the_same_fold(tiny, fold, tmp_path):
     path, first = tmp_path / "first" / "fold0" / "best.safetensors", build_model(tiny().model)
-    save_checkpoint(path, first, tiny(), 0, 1, 0.9, fold.digest)
+    save_checkpoint(path, first, tiny(), 0, 1, 0.9, "of a table with more cars", ["x", *fold.train.cars])
     config = tiny(train={"epochs": 1, "init_from": "first"}, optim={"lr": 1e-12})
     assert train_fold(config, fold)
+    assert read_facts(fold.folder / "best.safetensors")["seen_cars"] == sorted(["x", *fold.train.cars])
     weights = dict(results(fold)[0].model.named_parameters())
     assert all(torch.allclose(weights[name], tensor, atol=1e-6) for name, tensor in first.named_parameters())
     assert initial_checkpoint(config.changed(train={"init_from": str(tmp_path / "first")}), fold) == path
     with pytest.raises(InputError, match="has other model settings"):
         build_learner(tiny(model={"decoder_channels": [4] * 5}), path)
-    with pytest.raises(InputError, match=r"first/fold0/best\.safetensors is of another split: it has seen cars"):
-        train_fold(config, replace(fold, digest="another digest"))
+    other = replace(fold, train=fold.val, val=fold.train)
+    with pytest.raises(InputError, match=rf"/best\.safetensors has learnt from .* validation: {fold.train.cars[0]}"):
+        train_fold(config, other)
     with pytest.raises(InputError, match=r"fold1/best\.safetensors: not a readable checkpoint"):
         train_fold(config, replace(fold, number=1, folder=tmp_path / "tiny" / "fold1"))
 

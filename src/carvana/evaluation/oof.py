@@ -15,10 +15,10 @@ from carvana.data.images import Photos, angle_of, car_of
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
 from carvana.device import Device, share, side_by_side
-from carvana.errors import InputError
+from carvana.errors import InputError, few
 from carvana.evaluation.metrics import BEYOND, THRESHOLDS, bootstrap_interval, dice_curve, errors_beyond, estimate_mean
 from carvana.log import replacing, say, write_json
-from carvana.models.checkpoint import Checkpoint, load_checkpoint, read_facts
+from carvana.models.checkpoint import Checkpoint, leaking_cars, load_checkpoint, read_facts
 from carvana.prediction.ensemble import Checkpoints
 from carvana.prediction.predictor import Mix, Prediction, Predictor, fold_members
 from carvana.provenance import file_digest, git_commit, versions
@@ -48,15 +48,16 @@ def find_checkpoints(runs: Path, experiment: str) -> list[Path]:
 def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFrame) -> Checkpoints:
     """The best checkpoints of the folds that all experiments have trained, by fold.
 
-    Raises InputError if there is no such fold, or if a checkpoint was trained with another table of folds: some of
-    its training cars would be scored.
+    Raises InputError if there is no such fold, or if a checkpoint has learnt from cars of its fold in this table.
     """
-    paths, digest = {}, folds_digest(folds)
+    paths, digest, cars = {}, folds_digest(folds), folds.groupby("fold")["car"].agg(list)
     for experiment in experiments:
         for path in find_checkpoints(runs, experiment):
             facts = read_facts(path)
-            if facts["folds_digest"] != digest:
-                raise InputError(f"{path}: trained with another table of folds; give that one with --folds")
+            fold = facts["fold"]
+            if fold not in cars.index or (leaking := leaking_cars(facts, cars[fold], fold, digest)):
+                reason = "has learnt from " + few(leaking) if fold in cars.index else f"of a fold {fold}"
+                raise InputError(f"{path}: trained with another table of folds ({reason}); give that one with --folds")
             paths.setdefault(facts["fold"], {})[experiment] = path
     common = {fold: paths[fold] for fold in sorted(paths) if len(paths[fold]) == len(set(experiments))}
     if not common:

@@ -36,15 +36,17 @@ class Checkpoint:
 
 def save_checkpoint(
     path: Path, model: Segmenter, config: Config, fold: int, epoch: int, dice: float, folds_digest: str,
-    precisions: Sequence[str] = (),
+    seen_cars: Sequence[str] | None = None, precisions: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Writes the file whole or not at all. `dice` is the fold's, per image at photo size, without TTA.
 
-    `precisions` are those that it was trained in, one after the other.
+    `seen_cars` are all that the weights have learnt from, None if that is not known; `precisions` those that it was
+    trained in, one after the other.
     """
     facts = {
-        "fold": fold, "epoch": epoch, "dice": dice, "folds_digest": folds_digest, "precisions": precisions,
-        "commit": git_commit(), "versions": versions(), "config": config.model_dump(mode="json"),
+        "fold": fold, "epoch": epoch, "dice": dice, "folds_digest": folds_digest, "seen_cars": seen_cars,
+        "precisions": precisions, "commit": git_commit(), "versions": versions(),
+        "config": config.model_dump(mode="json"),
     }  # fmt: skip
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with replacing(path) as temporary:
@@ -64,6 +66,16 @@ def read_facts(path: Path) -> dict:
     if "config" not in facts or "folds_digest" not in facts:
         raise InputError(f"{path}: weights without this project's metadata; give a best.safetensors of src/train.py")
     return facts
+
+
+def leaking_cars(facts: dict, cars: Iterable[str], fold: int, folds_digest: str) -> list[str]:
+    """Those of a fold's `cars` that a checkpoint with these facts has learnt from.
+
+    Earlier versions did not note them: theirs leak all cars of a fold other than their own, and of any other table.
+    """
+    if (known := facts.get("seen_cars")) is not None:
+        return sorted(set(cars).intersection(known))
+    return [] if (facts["fold"], facts["folds_digest"]) == (fold, folds_digest) else sorted(cars)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -15,10 +15,10 @@ from carvana.config import Config, differences
 from carvana.data.augmentations import build_augmentation
 from carvana.data.folds import check_folds, folds_digest
 from carvana.data.images import Photos
-from carvana.errors import InputError
+from carvana.errors import InputError, few
 from carvana.log import read_records, write_json
 from carvana.models import find_model
-from carvana.models.checkpoint import read_facts
+from carvana.models.checkpoint import leaking_cars, read_facts
 
 # What a resumed run may change: the machine and how photos reach it; the encoder's weights are in its state.
 LOADING = {"data": {"num_workers", "cache_gib"}}
@@ -73,14 +73,19 @@ def parse_folds(text: str, folds: pd.DataFrame) -> list[int]:
 
 
 def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
-    """This fold's, of the run `train.init_from`. Raises InputError if it was trained on cars of this validation."""
+    """This fold's, of the run `train.init_from`. Raises InputError if it has learnt from cars of this validation."""
     if config.train.init_from is None:
         return None
     path = fold.folder.parents[1] / config.train.init_from / fold.folder.name / "best.safetensors"
-    facts = read_facts(path)
-    if (facts["folds_digest"], facts["fold"]) != (fold.digest, fold.number):
-        raise InputError(f"train.init_from: {path} is of another split: it has seen cars of this fold's validation")
+    if leaking := leaking_cars(read_facts(path), fold.val.cars, fold.number, fold.digest):
+        raise InputError(f"train.init_from: {path} has learnt from cars of this fold's validation: {few(leaking)}")
     return path
+
+
+def seen_cars(config: Config, fold: Fold) -> list[str]:
+    """All that this fold's weights learn from: its own cars, and those of the run that it starts from."""
+    initial = initial_checkpoint(config, fold)
+    return sorted({*fold.train.cars, *(read_facts(initial).get("seen_cars") or () if initial else ())})
 
 
 @dataclass
