@@ -2,11 +2,13 @@
 
 All in one run: matrix products, copies in memory and a bare JPEG decoder, of which the fastest call counts, then the
 work, by its median. A training step is counted as three forward passes, though no gradient goes into frozen parts.
+Last, where the time of a training step goes.
 """
 
 import itertools
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 import typer
 from machine import describe_machine, headline
+from torch.autograd.profiler import profile
 from torch.optim.swa_utils import update_bn
 
 from carvana import command
@@ -40,6 +43,16 @@ CPU_SIDES = {"bf16": 2048, "fp16": 512, "no": 2048}  # of matrices: most CPUs ha
 COPIED = 2**28  # bytes, more than caches hold
 IN_TURN = 64  # photos or masks, so that the next one is in no cache
 PREDICTED_AT_ONCE = 4
+PROFILED = 3  # steps, after two: the first ones pay for page faults
+KINDS = {  # of operations, by parts of PyTorch's names
+    "convolutions, backward": ("convolution_backward", "addmm_"),
+    "convolutions, forward": ("convolution", "conv2d", "conv_depthwise"),
+    "norms": ("batch_norm",),
+    "activations": ("hardtanh", "clamp", "threshold", "relu"),
+    "upsampling": ("upsample",),
+    "copies and zeros": ("copy_", "fill_", "zero_", "aten::cat"),
+    "all else": ("",),
+}
 
 
 def call_rate(
@@ -73,8 +86,8 @@ def copied_bytes(device: torch.device, seconds: float, clock: Callable[[], float
     return COPIED * call_rate(lambda: target.copy_(source), device, seconds, min, clock)
 
 
-def train_rate(learner: Learner, seconds: float) -> float:
-    """Photos a second of training steps on random photos that are on the device."""
+def training_step(learner: Learner) -> tuple[Callable[[], None], int]:
+    """A step on random photos that are on the device, and their number."""
     stage, device = learner.stage, learner.accelerator.device
     shape = (stage.train.batch_size, *(stage.data.crop or stage.data.size), 4)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
@@ -86,7 +99,29 @@ def train_rate(learner: Learner, seconds: float) -> float:
         update(learner, *torch.stack([losses.mean(), norm]).tolist())
 
     learner.model.train()
-    return len(images) * call_rate(step, device, seconds)
+    return step, len(images)
+
+
+def train_rate(learner: Learner, seconds: float) -> float:
+    """Photos a second of training steps."""
+    step, photos = training_step(learner)
+    return photos * call_rate(step, learner.accelerator.device, seconds)
+
+
+def step_shares(learner: Learner) -> dict[str, float]:
+    """The share of each of KINDS in the time of training steps that the device computes."""
+    step, _ = training_step(learner)
+    device = learner.accelerator.device.type
+    for _ in range(2):
+        step()
+    with profile(use_device=None if device == "cpu" else device, use_kineto=device != "cpu") as profiler:
+        for _ in range(PROFILED):
+            step()
+    times = Counter(dict.fromkeys(KINDS, 0))
+    for event in profiler.key_averages():
+        kind = next(kind for kind, parts in KINDS.items() if any(part in event.key for part in parts))
+        times[kind] += event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
+    return {kind: microseconds / max(times.total(), 1) for kind, microseconds in times.items()}
 
 
 class RandomPhotos:
@@ -138,6 +173,9 @@ def main(
         whole = Footprint(config.changed(data={"crop": None}))
         print_flops(f"{config.name}, training", trained, train_flops(config), flops[precision])
         print_flops(f"{config.name}, prediction", predicted, 2 * whole.macs(), flops[device.precision])
+    for config in configs:
+        shares = step_shares(build_learner(config, pretrained=False))
+        print(f"a training step of {config.name}: " + ", ".join(f"{k} {100 * v:.0f} %" for k, v in shares.items()))
     torch.set_num_threads(1)
     measure_files(photos, device.device, seconds)
 

@@ -222,9 +222,14 @@ def test_limits_state_each_part_of_the_work_as_a_share(small, capsys, monkeypatc
     limits.main(small["experiment"], small["input_root"], small["cars"], seconds=0)
     printed = capsys.readouterr().out
     assert len(re.findall(r"^(?:matrix product, (?:bf16|fp16|fp32)|copy) +[\d.]+ [TG]", printed, re.M)) == 4
-    shares = [float(line.split()[-2]) for line in printed.splitlines() if line.endswith("%")]
+    lines = [line for line in printed.splitlines() if line.endswith("%")]
+    (kinds,) = [line for line in lines if line.startswith("a training step")]
+    shares = [float(line.split()[-2]) for line in lines if line != kinds]
     assert len(shares) == 4
     assert min(shares) >= 0
+    kinds = [int(share) for share in re.findall(r"(\d+) %", kinds)]
+    assert sum(kinds) == pytest.approx(100, abs=4)  # rounded
+    assert min(kinds[:4]) > 0
 
 
 def test_loader_compares_what_it_delivers_with_what_is_computed_of_a_t4(small, capsys, monkeypatch):
