@@ -118,7 +118,8 @@ class LossConfig(Group):
 
 
 class OptimConfig(Group):
-    lr: float = Field(1e-3, gt=0, le=1, description="peak rate of AdamW")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="for convolutions' weights; AdamW for all else")
+    lr: float = Field(1e-3, gt=0, le=1, description="peak rate")
     encoder_lr_factor: Fraction = Field(0.5, description="rate of the pretrained encoder over lr")
     layer_decay: Fraction = Field(1.0, gt=0, description="rate of each part of the encoder over the next one's")
     weight_decay: Fraction = Field(1e-2, description="of weights; norms and biases have none")

@@ -1,9 +1,11 @@
 import pytest
+import torch
 
 from carvana.config import ModelConfig, OptimConfig
 from carvana.errors import InputError
 from carvana.models import build_model
 from carvana.models.encoder import encoder_parts
+from carvana.training.muon import Muon, orthogonalize
 from carvana.training.optim import build_optimizer, rate_factor, set_rate
 
 
@@ -38,3 +40,45 @@ def test_layer_decay_is_refused_without_an_encoder():
     build_optimizer(model, OptimConfig())
     with pytest.raises(InputError, match=r"optim\.layer_decay: this architecture has no encoder"):
         build_optimizer(model, OptimConfig(layer_decay=0.9))
+
+
+@pytest.mark.parametrize("shape", [(128, 900), (40, 24), (16, 16)])
+def test_orthogonal_matrices_have_singular_values_about_one_and_the_same_directions(shape):
+    torch.manual_seed(0)
+    u, values, v = torch.linalg.svd(torch.randn(shape).double(), full_matrices=False)
+    matrix = u @ torch.diag(torch.logspace(0, -2, len(values)).double()) @ v
+    result = orthogonalize(matrix.float()).double()
+    inner = u.T @ result @ v.T
+    assert torch.linalg.svdvals(result).sub(0.9).abs().max() < 0.32  # what five steps of these coefficients reach
+    assert (inner - torch.diag(inner.diag())).abs().max() < 1e-3
+
+
+def test_muon_moves_convolutions_and_leaves_all_else_to_adamw():
+    """By an update whose root mean square is about that of AdamW's, whatever the size of the gradient."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 16, 3), torch.nn.Conv2d(16, 16, 3, groups=16), torch.nn.Conv2d(16, 1, 1)
+    )
+    before, (dense, *others) = [p.detach().clone() for p in model.parameters()], model.parameters()
+    muon = Muon(model.parameters(), lr=0.1, weight_decay=0.0)
+    adamw = torch.optim.AdamW([p.detach().clone().requires_grad_() for p in others], lr=0.1, weight_decay=0.0)
+    grads = [torch.randn_like(p) for p in model.parameters()]
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        parameter.grad = 1e-6 * grad if parameter is dense else grad.clone()
+    for parameter, grad in zip(adamw.param_groups[0]["params"], grads[1:], strict=True):
+        parameter.grad = grad.clone()
+    muon.step()
+    adamw.step()
+    assert all(map(torch.equal, others, adamw.param_groups[0]["params"]))
+    moved = (dense.detach() - before[0]) / 0.1
+    assert moved.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+    assert set(muon.state[dense]) == {"momentum"}
+    assert moved.flatten().dot(grads[0].flatten()) < 0
+
+
+def test_muon_decays_weights_and_skips_those_without_gradient():
+    first, second = (torch.ones(4, 4, requires_grad=True) for _ in range(2))
+    first.grad = torch.zeros(4, 4)
+    Muon([first, second], lr=0.1, weight_decay=0.5).step()
+    assert torch.allclose(first, torch.full((4, 4), 0.95))
+    assert torch.equal(second, torch.ones(4, 4))

@@ -1,19 +1,22 @@
-"""Optimizer and rate: AdamW with a smaller rate for the pretrained encoder, a warm-up and a cosine."""
+"""Optimizer and rate: Muon or AdamW with a smaller rate for the pretrained encoder, a warm-up and a cosine."""
 
 import math
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from carvana.config import OptimConfig
 from carvana.errors import InputError
 from carvana.models import Segmenter
 from carvana.models.encoder import encoder_parts
+from carvana.training.muon import Muon
+
+OPTIMIZERS = {"muon": Muon, "adamw": torch.optim.AdamW}
 
 
 def build_optimizer(model: Segmenter, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW; each group holds its `share` of `optim.lr`. Raises InputError for an encoder's setting without encoder."""
+    """Each group holds its `share` of `optim.lr`. Raises InputError for an encoder's setting without encoder."""
     encoder = getattr(model.network, "encoder", None)
     if encoder is None and config.layer_decay < 1:
         raise InputError("optim.layer_decay: this architecture has no encoder")
@@ -25,7 +28,7 @@ def build_optimizer(model: Segmenter, config: OptimConfig) -> torch.optim.Optimi
         share = 1.0 if part is decoder else config.encoder_lr_factor * config.layer_decay ** (len(parts) - depth)
         settings = {"share": share, "encoder": part is not decoder, "lr": config.lr * share}
         groups += [g | settings for g in param_groups_weight_decay(part, config.weight_decay) if g["params"]]
-    return create_optimizer_v2(groups, opt="adamw", lr=config.lr, weight_decay=0.0)
+    return OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=0.0)
 
 
 def rate_factor(progress: float, step: float, warmup: float) -> float:
