@@ -34,8 +34,9 @@ from emulated import Kaggle, pack_once, run_kaggle, stand_in
 from kaggle_stub import LOG, KaggleStub
 from ledger import Entry, Ledger
 from logs import LogStreams
+from packing import Kernel, build
 from safetensors.torch import load_file, save_file
-from settings import encoder_of
+from settings import encoder_of, submit_settings, train_settings
 
 from carvana.errors import InputError
 from carvana.log import write_json
@@ -174,6 +175,41 @@ def test_the_submission_is_what_the_scripts_predict_here_with_the_fetched_folds(
     assert record["command"] == "launch.py push submit --experiment demo"
 
 
+def test_all_cars_are_trained_beside_a_fold_and_their_network_predicts_alone(demo, mounts, tmp_path, monkeypatch):
+    (cars := tmp_path / "cars.txt").write_text(
+        "\n".join(pd.read_csv(demo / "folds.csv").groupby("fold")["car"].first())
+    )
+    files = {"cars": cars, "folds_file": demo / "folds.csv", "internet": False}
+
+    def run(kind: str, settings: dict, mounts: dict[str, Path]) -> Kaggle:
+        folder = build(Kernel(kind, f"carvana {kind} cars", "alice", settings, True, **files), tmp_path / "built", True)
+        kaggle = Kaggle(tmp_path / kind, mounts, (folder / f"carvana-{kind}-cars.py").read_text())
+        assert kaggle.run().returncode == 0, kaggle.log
+        return kaggle
+
+    overrides = [*SMALL, "train.epochs=1"]
+    trained = run("train", train_settings("demo", [0, "none"], overrides, "none", 1, False), mounts)
+    assert trained.status["folds"] == {"0": 0, "none": 0}
+    assert "[fold none] fold none: training on 2 cars, no validation" in trained.log
+    settings = submit_settings(["demo"], (1, 1), "none", None, 1, "none")
+    predicted = run("submit", settings, mounts | {"notebooks/alice/trained": trained.working})
+    manifest = read_manifest(predicted.working / "submission.csv.gz.json")
+    oof = json.loads((trained.working / "runs" / "demo" / "oof.json").read_text())
+    assert ([*manifest.checkpoints["demo"]], manifest.threshold) == (["none"], oof["threshold"])
+    # Fetched: beside a fold, and from a session that had nothing to validate on.
+    lonely = tmp_path / "lonely"
+    shutil.copytree(trained.working / "runs" / "demo" / "none", lonely / "runs" / "demo" / "none")
+    monkeypatch.setattr(outputs, "output_of", lambda entry: Path(entry.kernel))
+    monkeypatch.setattr(outputs, "subprocess", stand_in(lambda command: run_script(*command[1:], check=False)))
+    for kernels in ([lonely], [trained.working, lonely]):
+        ledger = SimpleNamespace(
+            last_rounds=lambda job, kernels=kernels: [Entry(job, "", {}, [], "", k) for k in kernels]
+        )
+        outputs.collect_runs(ledger, "train demo", "demo", runs := tmp_path / f"runs{len(kernels)}")
+    assert sorted(path.name for path in (runs / "demo").iterdir() if path.is_dir()) == ["fold0", "none"]
+    assert (runs / "demo" / "oof.json").exists()
+
+
 @pytest.fixture
 def server(season, tmp_path):
     """A server whose sessions leave what the first one left; `endings` is what differs in status.json, or None."""
@@ -228,13 +264,24 @@ def test_what_does_not_arrive_whole_is_fetched_by_the_next_command(server, seaso
     assert (server.calls.count("SaveKernel"), server.calls.count("ListKernelSessionOutput")) == (1, 4)
 
 
+def test_the_message_of_a_submission_names_its_networks_and_whose_score_is_given(tmp_path, monkeypatch):
+    write_json(tmp_path / "runs" / "demo" / "oof.json", {"folds": {"0": 0.9, "1": 0.9}, "dice": 0.9, "photos": 32})
+    monkeypatch.setattr(leaderboard, "output_of", lambda entry: tmp_path)
+    write_json(tmp_path / "status.json", {"commit": "0123456789"})
+    for fold, words in (("none", "fold none, hflip, the folds' CV 0.9"), (None, "folds 0 1, hflip, CV 0.9")):
+        settings = submit_settings(["demo"], (1, 1), "hflip", None, 1, fold)
+        ledger = SimpleNamespace(last_rounds=lambda job, settings=settings: [Entry(job, "", settings, [])])
+        message = leaderboard.submission_message(ledger, "submit demo", "demo", tmp_path / "runs")
+        assert message == f"demo, {words}0000 of 32 photos, commit 0123456"
+
+
 def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "GPUS", 2)
     monkeypatch.setattr(launch, "drive", lambda *_: False)  # plans only
-    for folds in ("0", "1-4", "0-4"):
+    for folds in ("0", "1-3", "0-3,none"):
         push_train(tmp_path, folds=folds)
     ledger = Ledger(tmp_path / "launch.json")
-    assert [entry.part for entry in ledger.entries] == ["folds 0", "folds 1 2", "folds 3 4"]
+    assert [entry.part for entry in ledger.entries] == ["folds 0", "folds 1 2", "folds 3", "folds none"]
     with pytest.raises(InputError, match="folds 0: was begun with other settings"):
         push_train(tmp_path, tta="hflip")
     for entry in ledger.entries:
@@ -350,9 +397,9 @@ def test_the_client_runs_in_a_process_of_its_own(server, monkeypatch):
 
 
 def test_sessions_and_hours_are_planned_before_anything_is_sent(server, capsys):
-    launch.plan("demo", folds="0,1", overrides=SMALL, shards=2)
+    launch.plan("demo", folds="0,none", overrides=SMALL, shards=2)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:2]] == ["train folds 0", "train folds 1"]
+    assert [line.partition(":")[0] for line in lines[:2]] == ["train folds 0", "train folds none"]
     assert "h computed, 1 session(s)" in lines[0]
     assert lines[-2].endswith("; 12.50 of 30.00 GPU hours are left until 2026-10-03 00:00 UTC: enough")
     assert ("multiplications" in lines[-1], server.calls) == (True, ["GetAcceleratorQuotaStatistics"])
