@@ -176,38 +176,38 @@ def test_the_submission_is_what_the_scripts_predict_here_with_the_fetched_folds(
 
 
 def test_all_cars_are_trained_beside_a_fold_and_their_network_predicts_alone(demo, mounts, tmp_path, monkeypatch):
-    (cars := tmp_path / "cars.txt").write_text(
-        "\n".join(pd.read_csv(demo / "folds.csv").groupby("fold")["car"].first())
-    )
-    files = {"cars": cars, "folds_file": demo / "folds.csv", "internet": False}
+    cars, folds_file = tmp_path / "cars.txt", demo / "folds.csv"
+    cars.write_text("\n".join(pd.read_csv(folds_file).groupby("fold")["car"].first()))
 
     def run(kind: str, settings: dict, mounts: dict[str, Path]) -> Kaggle:
-        folder = build(Kernel(kind, f"carvana {kind} cars", "alice", settings, True, **files), tmp_path / "built", True)
-        kaggle = Kaggle(tmp_path / kind, mounts, (folder / f"carvana-{kind}-cars.py").read_text())
+        kernel = Kernel(kind, f"carvana {kind} cars", "alice", settings, True, cars=cars, folds_file=folds_file)
+        folder = build(kernel, tmp_path / "built", dirty=True)
+        kaggle = Kaggle(tmp_path / kind, mounts, (folder / f"{folder.name}.py").read_text())
         assert kaggle.run().returncode == 0, kaggle.log
         return kaggle
 
-    overrides = [*SMALL, "train.epochs=1"]
-    trained = run("train", train_settings("demo", [0, "none"], overrides, "none", 1, False), mounts)
+    settings = train_settings("demo", [0, "none"], [*SMALL, "train.epochs=1"], "none", 1, False)
+    trained = run("train", settings, mounts)
     assert trained.status["folds"] == {"0": 0, "none": 0}
-    assert "[fold none] fold none: training on 2 cars, no validation" in trained.log
+    assert "fold none: training on 2 cars, no validation" in trained.log
     settings = submit_settings(["demo"], (1, 1), "none", None, 1, "none")
     predicted = run("submit", settings, mounts | {"notebooks/alice/trained": trained.working})
     manifest = read_manifest(predicted.working / "submission.csv.gz.json")
     oof = json.loads((trained.working / "runs" / "demo" / "oof.json").read_text())
     assert ([*manifest.checkpoints["demo"]], manifest.threshold) == (["none"], oof["threshold"])
-    # Fetched: beside a fold, and from a session that had nothing to validate on.
-    lonely = tmp_path / "lonely"
-    shutil.copytree(trained.working / "runs" / "demo" / "none", lonely / "runs" / "demo" / "none")
-    monkeypatch.setattr(outputs, "output_of", lambda entry: Path(entry.kernel))
-    monkeypatch.setattr(outputs, "subprocess", stand_in(lambda command: run_script(*command[1:], check=False)))
-    for kernels in ([lonely], [trained.working, lonely]):
-        ledger = SimpleNamespace(
-            last_rounds=lambda job, kernels=kernels: [Entry(job, "", {}, [], "", k) for k in kernels]
-        )
-        outputs.collect_runs(ledger, "train demo", "demo", runs := tmp_path / f"runs{len(kernels)}")
-    assert sorted(path.name for path in (runs / "demo").iterdir() if path.is_dir()) == ["fold0", "none"]
-    assert (runs / "demo" / "oof.json").exists()
+
+
+def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monkeypatch):
+    joined = []
+    monkeypatch.setattr(outputs, "output_of", lambda entry: tmp_path / entry.part)
+    monkeypatch.setattr(outputs, "script_output", lambda _, *command: joined.append(command[2:-2]) or "")
+    for name in ("a/runs/demo/fold0/x", "a/runs/demo/none/x", "a/runs/demo/oof.json", "b/runs/demo/none/x"):
+        write_json(tmp_path / name, {})
+    for parts, runs in (("b", tmp_path / "alone"), ("ab", tmp_path / "beside")):
+        ledger = SimpleNamespace(last_rounds=lambda job, parts=parts: [Entry(job, part, {}, []) for part in parts])
+        outputs.collect_runs(ledger, "train demo", "demo", runs)
+        assert (runs / "demo" / "none" / "x").exists()
+    assert joined == [(tmp_path / "a" / "runs" / "demo",)]
 
 
 @pytest.fixture
