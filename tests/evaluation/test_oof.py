@@ -125,6 +125,15 @@ def test_networks_are_named_by_folds_all_and_none(unseen, tmp_path):
         evaluation.find_checkpoints(tmp_path, "y", "all,none")
 
 
+def test_the_script_says_that_a_network_of_all_cars_has_no_score(unseen, demo, tmp_path):
+    for name in ("fold0", "none"):
+        shutil.copytree(unseen.checkpoints[0]["small"].parent, tmp_path / "small" / name)
+    options = ["--input", demo / "input", "--runs", tmp_path, "--folds", demo / "folds.csv", "--num-workers", 0]
+    lines = run_script("evaluate.py", "small", *options, "--tta", "none").stdout.splitlines()
+    assert f"  {tmp_path}/small/none: trained on all cars, so it has no out-of-fold score" in lines
+    assert list(json.loads((tmp_path / "small" / "oof.json").read_text())["checkpoints"]) == ["0"]
+
+
 def test_only_folds_that_all_experiments_have(unseen, tmp_path):
     for name in ("a/fold0", "a/fold1", "b/fold1", "c/fold0"):
         shutil.copytree(unseen.checkpoints[int(name[-1])]["small"].parent, tmp_path / name)

@@ -277,6 +277,10 @@ def test_the_network_of_all_cars_predicts_with_the_threshold_of_the_folds(where,
         assert (len(record["cv"]), f"| small | {' '.join(names)} | identity |" in render_table([record])) == (cv, True)
     _, checkpoints = choose(["small"], None, run.parent, "none", None, "none,all")
     assert [network.fold for network in checkpoints["small"]] == [0, 1, None]
+    photos = tmp_path / "photos"
+    shutil.copytree(where[1] / "test", photos, ignore=lambda _, names: sorted(names)[1:])
+    options = ["--photos", photos, "--output", tmp_path / "cut", "--runs", run.parent, "--fold", "none", "--hard"]
+    assert "masks and cut-outs of 1 photos; threshold 0.41" in run_script("cut_out.py", "small", *options).stdout
     write_json(run / "oof.json", oof | {"checkpoints": folds | {"1": "another"}})
     other = run_script(*predict, "--fold", "none", check=False)
     assert "oof.json: of other checkpoints than those in" in other.stderr
