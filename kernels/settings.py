@@ -25,7 +25,11 @@ def submit_settings(
     experiments: list[str], shard: tuple[int, int], tta: str, threshold: float | None, hours: float,
     fold: str | None = None,
 ) -> dict:  # fmt: skip
-    """What submit/kernel.py reads."""
+    """What submit/kernel.py reads. Raises InputError for a `fold` that make_submission.py could not read."""
+    if fold is not None:
+        from carvana.data import folds  # with pandas and OpenCV, which takes a second
+
+        folds.parse_folds(fold, ())
     return {
         "experiments": experiments, "shard": list(shard), "tta": tta, "threshold": threshold, "hours": hours,
         "fold": fold,

@@ -287,7 +287,7 @@ def test_the_network_of_all_cars_predicts_with_the_threshold_of_the_folds(where,
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ("small --output x.csv --fold 2", "fold2/best.safetensors: missing, so not trained to its end; run src/train.py"),
+    ("small --output x.csv --fold 2", "fold2/best.safetensors: missing, it is not trained yet; run src/train.py small"),
     ("wide --output x.csv --fold all,none", "run src/train.py wide --fold none --resume"),
     ("small --output x.csv --fold 1-2", "--fold 1-2: give a number, several as 0,1, "),
     ("--output x.csv --ensemble x.json --fold none", "leave out --tta, --threshold and --fold"),

@@ -54,8 +54,8 @@ def find_checkpoints(runs: Path, experiment: str, fold: str = "all") -> list[Pat
         raise InputError(f"{run}: no trained fold there (fold*/best.safetensors); run src/train.py first")
     for number, path in paths.items():
         if not path.exists():
-            remedy = f"src/train.py {experiment} --fold {fold_name(number)} --resume"
-            raise InputError(f"{path}: missing, so not trained to its end; run {remedy}")
+            remedy = f"run src/train.py {experiment} --fold {fold_name(number)} --resume"
+            raise InputError(f"{path}: missing, it is not trained yet; {remedy}")
     return [*paths.values()]
 
 

@@ -31,11 +31,10 @@ def choose(
     experiments: list[str] | None, ensemble: Path | None, runs: Path, tta: str | None, threshold: float | None,
     fold: str | None = None,
 ) -> tuple[Choice, dict[str, list[Checkpoint]]]:  # fmt: skip
-    """What the ensemble's file holds, or all named experiments alike; and their checkpoints, of all trained folds or
-    of those that `fold` names.
+    """What the ensemble's file holds, or all named experiments alike; and their checkpoints.
 
-    Raises InputError unless it is one of the two, if a checkpoint is missing, or if no threshold is given and none was
-    chosen out-of-fold.
+    `fold` is what `find_checkpoints` reads; None is `all`. Raises InputError unless it is one of the two, if a checkpoint
+    is missing, or if no threshold is given and none was chosen out-of-fold.
     """
     if bool(experiments) == bool(ensemble):
         raise InputError("give names of experiments, or --ensemble runs/ensemble.json: one of the two")
