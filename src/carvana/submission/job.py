@@ -33,8 +33,8 @@ def choose(
 ) -> tuple[Choice, dict[str, list[Checkpoint]]]:  # fmt: skip
     """What the ensemble's file holds, or all named experiments alike; and their checkpoints.
 
-    `fold` is what `find_checkpoints` reads; None is `all`. Raises InputError unless it is one of the two, if a checkpoint
-    is missing, or if no threshold is given and none was chosen out-of-fold.
+    `fold` is what `find_checkpoints` reads, by default `all`. Raises InputError unless it is one of the two, if a
+    checkpoint is missing, or if no threshold is given and none was chosen out-of-fold.
     """
     if bool(experiments) == bool(ensemble):
         raise InputError("give names of experiments, or --ensemble runs/ensemble.json: one of the two")
