@@ -11,7 +11,16 @@ import typer
 from packing import BUILD, Kernel, build, slugify
 from settings import parse_folds, parse_shard, submit_settings, train_settings
 
-from carvana.command import FOLDS, BudgetOption, CarsOption, OverridesOption, ThresholdOption, TtaOption, run
+from carvana.command import (
+    FOLDS,
+    BudgetOption,
+    CarsOption,
+    NetworksOption,
+    OverridesOption,
+    ThresholdOption,
+    TtaOption,
+    run,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -30,7 +39,7 @@ FolderOption = Annotated[Path, typer.Option("--output", help="Folder of the kern
 @app.command("train")
 def build_train(
     experiment: str, owner: OwnerOption,
-    folds: Annotated[str, typer.Option(help="0-4, 0,2 or 3; a session's two T4 train two at a time.")] = "0,1",
+    folds: Annotated[str, typer.Option(help="0-4, 0,2 or none (all cars); two T4 train two at a time.")] = "0,1",
     overrides: OverridesOption = (),
     together: Annotated[bool, typer.Option("--together", help="Each fold on all GPUs, one after the other.")] = False,
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, title: TitleOption = None, source: SourceOption = (),
@@ -51,11 +60,11 @@ def build_submit(
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts; the merge kernel joins them.")] = "1/1",
     threshold: ThresholdOption = None, tta: TtaOption = "hflip", hours: HoursOption = 11.5, title: TitleOption = None,
     source: SourceOption = (), dataset: DatasetOption = (), notebook: NotebookOption = False, cars: CarsOption = None,
-    dirty: DirtyOption = False, output: FolderOption = BUILD,
+    dirty: DirtyOption = False, output: FolderOption = BUILD, fold: NetworksOption = None,
 ) -> None:  # fmt: skip
     """Predicts the test photos, or a shard of them, with trained folds."""
     number, count = parse_shard(shard)
-    settings = submit_settings(experiments, (number, count), tta, threshold, hours)
+    settings = submit_settings(experiments, (number, count), tta, threshold, hours, fold)
     title = title or f"carvana {slugify(experiments[0])} shard {number} of {count}"
     build(Kernel("submit", title, owner, settings, True, False, notebook, source, dataset, cars), output, dirty)
 

@@ -16,7 +16,7 @@ from carvana.experiment import load_experiment
 ANGLES = 16  # photos of a car
 
 
-def measured_hours(file: Path, experiment: str, folds: list[int], overrides: list[str]) -> dict[int, float]:
+def measured_hours(file: Path, experiment: str, folds: list[int | str], overrides: list[str]) -> dict[int | str, float]:
     """Hours of each of a session's folds, at the rates in selftest.json; none if it does not hold what is trained.
 
     Earlier stages are taken to cost what their pixels cost; the folds share the CPUs that load photos.
@@ -30,7 +30,7 @@ def measured_hours(file: Path, experiment: str, folds: list[int], overrides: lis
         return {}
     load = (rates["loader_photos_per_second"] or math.inf) / len(folds)
     last = load_experiment(experiment, EXPERIMENTS, overrides)
-    cars = Counter(int(line.rpartition(",")[2]) for line in FOLDS.read_text().splitlines()[1:])  # by fold
+    cars = Counter(int(line.rpartition(",")[2]) for line in FOLDS.read_text().splitlines()[1:])  # by fold; 0 of `none`
     hours = dict.fromkeys(folds, 0.0)
     for fold, stage in itertools.product(folds, last.stages):
         size = math.prod(stage.data.size) / math.prod(last.data.size)
@@ -40,10 +40,11 @@ def measured_hours(file: Path, experiment: str, folds: list[int], overrides: lis
     return hours
 
 
-def computed_hours(experiment: str, folds: list[int], overrides: list[str]) -> dict[int, float]:
+def computed_hours(experiment: str, folds: list[int | str], overrides: list[str]) -> dict[int | str, float]:
     """Hours of each fold on a T4, as src/train.py computes them."""
     encoder_of(experiment, overrides)  # an unknown experiment is refused with the list of the known ones
     options = [part for override in overrides for part in ("--set", override)]
     options += ["--fold", ",".join(map(str, folds)), "--dry-run", "--no-timing"]
     lines = script_output(experiment, "train.py", experiment, *options)
-    return {int(fold): float(hours) for fold, hours in re.findall(r"fold (\d+) on a T4: ([\d.]+) hours", lines)}
+    hours = dict(re.findall(r"fold (\w+) on a T4: ([\d.]+) hours", lines))
+    return {fold: float(hours[str(fold)]) for fold in folds}

@@ -31,6 +31,7 @@ from carvana.command import (
     RUNS,
     BudgetOption,
     CarsOption,
+    NetworksOption,
     OverridesOption,
     RunsOption,
     ThresholdOption,
@@ -62,7 +63,7 @@ LogsOption = Annotated[bool, typer.Option("--logs/--no-logs", help="Print the lo
 NoRunOption = Annotated[bool, typer.Option("--no-run", help="Save the kernels on Kaggle without running them.")]
 AcceleratorOption = Annotated[str, typer.Option("--accelerator", help="Kaggle's name of the machine.")]
 SubmissionsOption = Annotated[Path, typer.Option("--submissions", help="Folder of the CSVs and their journal.")]
-FoldsOption = Annotated[str, typer.Option("--folds", help="0-4, 0,2 or 3.")]
+FoldsOption = Annotated[str, typer.Option("--folds", help="0-4, 0,2, none (all cars) or 0-4,none.")]
 
 
 @app.command()
@@ -112,7 +113,7 @@ def push_submit(
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, cars: CarsOption = None, dirty: DirtyOption = False,
     threshold: ThresholdOption = None, name: NameOption = None, poll: PollOption = 60, retry: RetryOption = False,
     logs: LogsOption = True, no_run: NoRunOption = False, accelerator: AcceleratorOption = ACCELERATOR,
-    submissions: SubmissionsOption = SUBMISSIONS,
+    submissions: SubmissionsOption = SUBMISSIONS, fold: NetworksOption = None,
 ) -> None:  # fmt: skip
     """Predicts the test set with the folds of `push train`; the checked CSV comes into submissions/."""
     ledger, job = Ledger(LEDGER), job_name("submit", experiment, name)
@@ -123,7 +124,7 @@ def push_submit(
         if not entry.part.endswith(f" of {shards}"):
             raise InputError(f"{entry.name}: was begun so; give --shards {entry.part.rpartition(' ')[2]}")
     for number in range(1, shards + 1):
-        settings = submit_settings([experiment], (number, shards), tta, threshold, hours)
+        settings = submit_settings([experiment], (number, shards), tta, threshold, hours, fold)
         ledger.plan(Entry(job, f"shard {number} of {shards}", settings, [entry.kernel for entry in trained]))
     options = {"cars": cars, "accelerator": accelerator}
     driver = Driver(owner, "submit", options, dirty, poll, retry, logs, not no_run)

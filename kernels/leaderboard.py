@@ -21,8 +21,11 @@ def submission_message(ledger: Ledger, job: str, experiment: str, runs: Path) ->
         oof = json.loads((runs / experiment / "oof.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{runs / experiment}: {error}; `launch.py push train` puts it there") from None
-    views, folds, commit = entries[0].settings["tta"], " ".join(oof["folds"]), summary["commit"][:7]
-    return f"{experiment}, folds {folds}, {views}, CV {oof['dice']:.5f} of {oof['photos']} photos, commit {commit}"
+    views, fold, commit = entries[0].settings["tta"], entries[0].settings.get("fold"), summary["commit"][:7]
+    networks, score = f"folds {' '.join(oof['folds'])}", f"CV {oof['dice']:.5f} of {oof['photos']} photos"
+    if fold:  # these networks have no score of their own
+        networks, score = f"fold {fold}", f"the folds' {score}"
+    return f"{experiment}, {networks}, {views}, {score}, commit {commit}"
 
 
 def upload(file: Path, message: str, digest: str, ledger: Ledger, client: Client) -> None:

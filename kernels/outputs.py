@@ -64,12 +64,15 @@ def damaged(folder: Path, summary: dict) -> list[str]:
 
 
 def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
-    """Copies trained folds into runs/ and joins their out-of-fold tables."""
+    """Copies trained folds into runs/ and joins their out-of-fold tables; a session on all cars alone has none."""
     parts, target = [output_of(entry) / "runs" / experiment for entry in ledger.last_rounds(job)], runs / experiment
-    for fold in (fold for part in parts for fold in sorted(part.glob("fold*"))):
+    for fold in (fold for part in parts for fold in sorted([*part.glob("fold*"), *part.glob("none")])):
         shutil.copytree(fold, target / fold.name, dirs_exist_ok=True)
-    print(script_output(f"{target}: not joined", "submission.py", "merge-oof", *parts, "--output", target), end="")
-    print(f"{target}: {len(list(target.glob('fold*')))} folds; now `launch.py push submit`")
+    if evaluated := [part for part in parts if not (part / "none").exists() or (part / "oof.json").exists()]:
+        join = ["submission.py", "merge-oof", *evaluated, "--output", target]
+        print(script_output(f"{target}: not joined", *join), end="")
+    all_cars = " and the network of all cars" if (target / "none").exists() else ""
+    print(f"{target}: {len(list(target.glob('fold*')))} folds{all_cars}; now `launch.py push submit`")
 
 
 def collect_submission(output: Path, target: Path) -> None:

@@ -81,12 +81,12 @@ class Session:
         self.fail(f"{self.input}: no {encoder}.safetensors: attach the dataset of `launch.py weights`; {AGAIN}")
 
     def find_folds(self, experiments: Iterable[str]) -> dict[tuple[str, str], Path]:
-        """For each (experiment, `fold<k>`) the mounted folder that was trained furthest."""
+        """For each (experiment, `fold<k>` or `none`) the mounted folder that was trained furthest."""
         names, furthest = set(experiments), {}
         for folder, folders, _ in self._mounted():
             for fold in folders if folder.name in names else []:
                 key, path = (folder.name, fold), folder / fold
-                if fold.startswith("fold") and (key not in furthest or epochs(path) > epochs(furthest[key])):
+                if re.match("fold|none$", fold) and (key not in furthest or epochs(path) > epochs(furthest[key])):
                     furthest[key] = path
         return furthest
 

@@ -8,7 +8,7 @@ from carvana.experiment import load_experiment
 
 
 def train_settings(
-    experiment: str, folds: list[int], overrides: list[str], tta: str, hours: float, together: bool,
+    experiment: str, folds: list[int | str], overrides: list[str], tta: str, hours: float, together: bool,
     budget: str | None = None,
 ) -> dict:  # fmt: skip
     """What train/kernel.py reads. Raises InputError for a budget that is no time, and for a wrong setting."""
@@ -22,10 +22,18 @@ def train_settings(
 
 
 def submit_settings(
-    experiments: list[str], shard: tuple[int, int], tta: str, threshold: float | None, hours: float
-) -> dict:
-    """What submit/kernel.py reads."""
-    return {"experiments": experiments, "shard": list(shard), "tta": tta, "threshold": threshold, "hours": hours}
+    experiments: list[str], shard: tuple[int, int], tta: str, threshold: float | None, hours: float,
+    fold: str | None = None,
+) -> dict:  # fmt: skip
+    """What submit/kernel.py reads. Raises InputError for a `fold` that make_submission.py could not read."""
+    if fold is not None:
+        from carvana.data import folds  # with pandas and OpenCV, which takes a second
+
+        folds.parse_folds(fold, ())
+    return {
+        "experiments": experiments, "shard": list(shard), "tta": tta, "threshold": threshold, "hours": hours,
+        "fold": fold,
+    }  # fmt: skip
 
 
 def encoder_of(experiment: str, overrides: list[str]) -> str | None:
@@ -34,14 +42,14 @@ def encoder_of(experiment: str, overrides: list[str]) -> str | None:
     return model.encoder if model.pretrained and model.architecture != "vanilla_unet" else None
 
 
-def parse_folds(text: str) -> list[int]:
-    """`0-4`, `0,2` or `3`."""
+def parse_folds(text: str) -> list[int | str]:
+    """`0-4`, `0,2` or `3`; `none`, all cars, may stand beside them."""
     folds = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d)(?:-(\d))?", part.strip())
-        if not match:
-            raise InputError(f"--folds {text}: give 0-4, 0,2 or 3")
-        folds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    for part in map(str.strip, text.split(",")):
+        match = re.fullmatch(r"(\d)(?:-(\d))?", part)
+        if not match and part != "none":
+            raise InputError(f"--folds {text}: give 0-4, 0,2, 3, or none (all cars), joined by commas")
+        folds += range(int(match[1]), int(match[2] or match[1]) + 1) if match else [part]
     if not folds or len(set(folds)) != len(folds):
         raise InputError(f"--folds {text}: give each fold once")
     return folds

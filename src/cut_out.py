@@ -20,8 +20,9 @@ def main(
     hard: Annotated[bool, typer.Option("--hard", help="Masks of 0 and 255, rims as in the photo.")] = False,
     tiles: Annotated[bool, typer.Option("--tiles", help="See contours of large photos at full resolution.")] = False,
     ensemble: command.EnsembleOption = None, tta: command.TtaOption = None, threshold: command.ThresholdOption = None,
-    runs: command.RunsOption = command.RUNS, backend: command.BackendOption = "torch",
-    overwrite: command.OverwriteOption = False, precision: command.PrecisionOption = "auto",
+    fold: command.NetworksOption = None, runs: command.RunsOption = command.RUNS,
+    backend: command.BackendOption = "torch", overwrite: command.OverwriteOption = False,
+    precision: command.PrecisionOption = "auto",
 ) -> None:  # fmt: skip
     from carvana.data.loader import Loading
     from carvana.data.own_photos import find_photos
@@ -31,9 +32,9 @@ def main(
 
     targets, style = find_photos(photos, output), Style(hard, background, tiles)
     style.open_background()  # a mistake is said before networks are loaded
-    choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold)
+    choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold, fold)
     predictor = build_predictor(choice, checkpoints, local_device(precision), Loading(), backend)
-    digests = [fold.digest for folds in checkpoints.values() for fold in folds]
+    digests = [network.digest for networks in checkpoints.values() for network in networks]
     newest = Path(background).stat().st_mtime if background and Path(background).is_file() else 0
     networks = " ".join([*digests, predictor.device.precision, backend])
     since = None if overwrite else newest

@@ -24,7 +24,15 @@ def main(
     from carvana.data.loader import Loading
     from carvana.device import open_devices
     from carvana.evaluation.comparison import compare, comparison_lines
-    from carvana.evaluation.oof import Unseen, common_checkpoints, predict_oof, read_oof, summary_lines, write_oof
+    from carvana.evaluation.oof import (
+        Unseen,
+        common_checkpoints,
+        predict_oof,
+        read_oof,
+        summary_lines,
+        unscored_line,
+        write_oof,
+    )
     from carvana.models.checkpoint import photos_of
     from carvana.prediction.tta import parse_views
 
@@ -36,6 +44,8 @@ def main(
         unseen = Unseen(paths, photos, folds, devices[0], loading)
         summary = write_oof(runs / experiment, predict_oof(unseen, views, backend, devices), unseen, views)
         print("\n".join(summary_lines(summary)))
+        if note := unscored_line(runs / experiment):
+            print(f"  {note}")
         print(f"  written: {runs / experiment / 'oof.csv'}, {runs / experiment / 'oof.json'}")
         if other:
             (reference, reference_oof), (_, oof) = read_oof(runs / other), read_oof(runs / experiment)

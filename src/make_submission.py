@@ -25,7 +25,7 @@ def main(
     estimate: Annotated[bool, typer.Option("--estimate", help="Only measure a few photos and print figures.")] = False,
     block_size: Annotated[int, typer.Option(min=1, help="Photos kept at a time: a crash loses no more.")] = 128,
     ensemble: command.EnsembleOption = None, tta: command.TtaOption = None, threshold: command.ThresholdOption = None,
-    hours: command.HoursOption = None, overwrite: command.OverwriteOption = False,
+    fold: command.NetworksOption = None, hours: command.HoursOption = None, overwrite: command.OverwriteOption = False,
     input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
     cars: command.CarsOption = None, batch_size: command.BatchOption = 4, num_workers: command.WorkersOption = 2,
     backend: command.BackendOption = "torch", count: command.DevicesOption = None,
@@ -50,7 +50,7 @@ def main(
     if estimate and threshold is None and not ensemble:
         threshold = HALF
     devices = open_devices(count, precision)
-    choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold)
+    choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold, fold)
     quality = photos_of(network.path for folds in checkpoints.values() for network in folds)
     photos = open_test(input_root, cars_file=cars, quality=quality)
     names = read_sample(Archive(input_root).read_file("sample_submission.csv"))

@@ -13,7 +13,7 @@ from carvana.errors import InputError
 
 def main(
     experiment: Annotated[str, typer.Argument(help="Name of a file in src/experiments, or a path to one.")],
-    fold: Annotated[str, typer.Option(help="Number of the fold to hold out, several as 0,1, or all.")] = "all",
+    fold: Annotated[str, typer.Option(help="The fold to hold out: 0, several as 0,1, all; none: all cars.")] = "all",
     name: Annotated[str | None, typer.Option(help="Name of the run, if not the experiment's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue unfinished runs, skip finished ones.")] = False,
     tracker: Annotated[str, typer.Option(help="Live curves: none or tensorboard.")] = "none",
@@ -24,7 +24,7 @@ def main(
     cars: command.CarsOption = None, overwrite: command.OverwriteOption = False, hours: command.HoursOption = None,
     budget: command.BudgetOption = None,
 ) -> None:  # fmt: skip
-    from carvana.data.folds import read_folds
+    from carvana.data.folds import parse_folds, read_folds
     from carvana.data.images import open_train
     from carvana.device import join_processes
     from carvana.experiment import load_experiment
@@ -33,7 +33,7 @@ def main(
     from carvana.training.budget import Budget, plan_fold
     from carvana.training.dry_run import cost_of_training, count_photos
     from carvana.training.fold import train_folds
-    from carvana.training.state import parse_folds, split_fold
+    from carvana.training.state import split_fold, with_epochs_of_folds
     from carvana.training.tracking import check_tracker
 
     deadline, limit = command.end_of(hours), budget and Budget(command.parse_duration(budget))
@@ -42,7 +42,10 @@ def main(
         raise InputError("--resume and --overwrite: choose one")
     check_tracker(tracker)
     folds = read_folds(folds_file)
-    numbers = parse_folds(fold, folds)
+    numbers = parse_folds(fold, folds["fold"])
+    given = limit or any(override.startswith(("train.epochs=", "earlier_stages=")) for override in overrides)
+    if numbers == [None] and not given:  # beside folds, all have the same settings
+        config = with_epochs_of_folds(config, runs / config.name, resume)
     if dry_run:
         for line in cost_of_training(config, count_photos(input_root, folds, cars), numbers, not untimed):
             if process.is_main_process:

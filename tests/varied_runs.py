@@ -6,7 +6,7 @@ import torch
 from conftest import TINY
 
 from carvana.config import parse_config
-from carvana.data.folds import folds_digest, read_folds
+from carvana.data.folds import folds_digest, read_folds, run_folder
 from carvana.data.geometry import Fit
 from carvana.data.images import Photos, open_train
 from carvana.data.loader import Loading, to_tensor
@@ -18,13 +18,18 @@ from carvana.models.checkpoint import save_checkpoint
 CPU = Device(torch.device("cpu"))
 
 
-def write_run(runs: Path, name: str, size: list[int], folds: int, photos: Photos, digest: str = "digest") -> None:
-    """The folds of an experiment, none like another: half of the maps of these photos lies above 0."""
+def write_run(
+    runs: Path, name: str, size: list[int], folds: int, photos: Photos, digest: str = "digest", all_cars: bool = False
+) -> None:  # fmt: skip
+    """The folds of an experiment, none like another: half of the maps of these photos lies above 0.
+
+    With `all_cars` also the network of all cars.
+    """
     config = parse_config(TINY | {"name": name, "data": {"size": size}}, name)
     fitted = [photos.fitted(image_id, [Fit.of(config.data)])[0][0] for image_id in photos.image_ids[:8]]
     images = torch.stack([to_tensor(image) for image in fitted])
-    for fold in range(folds):
-        torch.manual_seed(fold + sum(size))
+    for seed, fold in enumerate([*range(folds)] + [None] * all_cars):
+        torch.manual_seed(seed + sum(size))
         model = build_model(config.model)
         with torch.no_grad():
             for module in model.modules():
@@ -33,8 +38,8 @@ def write_run(runs: Path, name: str, size: list[int], folds: int, photos: Photos
             weight, bias = [*model.eval().parameters()][-2:]
             weight *= 4 / model(images).std()
             bias -= model(images).median()
-        path = runs / name / f"fold{fold}" / "best.safetensors"
-        save_checkpoint(path, model, config, fold, 1, 0.5, digest)
+        path = run_folder(runs / name, fold) / "best.safetensors"
+        save_checkpoint(path, model, config, fold, 1, None if fold is None else 0.5, digest)
 
 
 def write_unseen(runs: Path, demo: Path, **sizes: list[int]) -> Unseen:

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Carvana: masks of the test photos
-# All trained folds of the experiments, mirrored views, one pass, shared by all GPUs. A session that ran out of time is
-# continued by another one that has its output attached.
+# All trained folds of the experiments, or those that `fold` names, mirrored views, one pass, shared by all GPUs. A
+# session that ran out of time is continued by another one that has its output attached.
 
 # %% Data and trained folds, from kernels or a dataset
 data = session.find_data()
@@ -15,6 +15,7 @@ options = ["--input", data, "--runs", runs]
 
 # %% The threshold: out-of-fold tables of several sessions joined
 choice = ["--tta", SETTINGS["tta"]]
+choice += ["--fold", SETTINGS["fold"]] if SETTINGS["fold"] else []
 if SETTINGS["threshold"] is not None:
     choice += ["--threshold", SETTINGS["threshold"]]
 for name in experiments if SETTINGS["threshold"] is None else []:

@@ -11,10 +11,11 @@ import os
 data = session.find_data()
 experiment, folds = SETTINGS["experiment"], SETTINGS["folds"]
 runs = session.working / "runs"
-for (_, fold), folder in session.find_folds([experiment]).items():
-    if fold in [f"fold{number}" for number in folds]:
-        copy_folder(folder, runs / experiment / fold)
-        print(f"{fold} continues from {folder}")
+names = {fold: "none" if fold == "none" else f"fold{fold}" for fold in folds}  # none: trained on all cars
+for (_, name), folder in session.find_folds([experiment]).items():
+    if name in names.values():
+        copy_folder(folder, runs / experiment / name)
+        print(f"{name} continues from {folder}")
 options = ["--input", data, "--runs", runs]
 options += ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
 processes = (session.gpus or 2) if SETTINGS["together"] or len(folds) > 1 else 1
@@ -32,7 +33,7 @@ train += ["--budget", SETTINGS["budget"]] if SETTINGS["budget"] else []
 statuses = []
 if SETTINGS["together"] and session.gpus > 1:
     for fold in folds:  # torchrun ends with 1 whatever its processes say; end.json is theirs
-        end = runs / experiment / f"fold{fold}" / "end.json"
+        end = runs / experiment / names[fold] / "end.json"
         end.unlink(missing_ok=True)
         turn = [*train, "--fold", fold, "--hours", session.hours_left]
         status = session.run_script("train.py", *turn, processes=session.gpus)
@@ -49,7 +50,8 @@ else:
 for fold, status in zip(folds, statuses, strict=True):
     if status not in (0, STOPPED):
         session.fault(f"fold {fold}: train.py ended with status {status}; kernel.log says why")
-if 0 in statuses and STOPPED not in statuses:
+validated = [status for fold, status in zip(folds, statuses, strict=True) if fold != "none"]
+if 0 in validated and STOPPED not in statuses:
     views, worst = ["--tta", SETTINGS["tta"]], session.working / "worst.jpg"
     if session.run_script("evaluate.py", experiment, *options, *views) != 0:
         session.fault("evaluate.py failed; kernel.log says why")

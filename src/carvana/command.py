@@ -30,6 +30,9 @@ FoldsOption = Annotated[Path, typer.Option("--folds", help="Table of folds: car,
 CarsOption = Annotated[Path | None, typer.Option("--cars", help="Only the cars that this file lists, one id a line.")]
 OverridesOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting: optim.lr=3e-4.")]
 TtaOption = Annotated[str | None, typer.Option("--tta", help="Other views: none, hflip, hflip+scale1.25 ...")]
+NetworksOption = Annotated[
+    str | None, typer.Option("--fold", help="Which networks: all trained folds, 0,2, none (of all cars), or all,none.")
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Photos at once on the device.")]
 WorkersOption = Annotated[int, typer.Option("--num-workers", min=0, help="Threads that load photos.")]
 DevicesOption = Annotated[

@@ -91,14 +91,47 @@ def test_summary_table_and_curve_agree(written, oof):
 def test_the_threshold_is_the_best_and_nearest_to_one_half_of_the_same_checkpoints(unseen, written, capsys):
     curves = [np.where(np.arange(99) == 69, peak, 0.9) for peak in (0.9, 0.95)]
     assert list(map(evaluation.best_threshold, curves)) == [0.5, 0.7]
-    (folder, summary), folds = written, [load_checkpoint(paths["small"]) for paths in unseen.checkpoints.values()]
-    choose = lambda used, views=VIEWS: evaluation.choose_threshold(folder.parent, used, views)
-    assert (choose({"small": folds}), capsys.readouterr().err) == (summary["threshold"], "")
-    assert choose({"small": folds}, ["identity"]) == summary["threshold"]
+    folder, summary = written
+    choose = lambda name="small", views=VIEWS: evaluation.choose_threshold(folder.parent, [name], views)
+    assert choose() == summary["threshold"]  # only a network of all cars may lie there
+    for fold, paths in unseen.checkpoints.items():
+        shutil.copytree(paths["small"].parent, folder / f"fold{fold}")
+    assert (choose(), capsys.readouterr().err) == (summary["threshold"], "")
+    assert choose(views=["identity"]) == summary["threshold"]
     assert "note: small was evaluated with views ['identity', 'hflip']" in capsys.readouterr().err
-    for used, words in (({"small": folds[:1]}, "of other checkpoints"), ({"other": folds}, r"oof\.json: missing")):
-        with pytest.raises(InputError, match=rf"{words}.*: run src/evaluate\.py {''.join(used)}, or give --threshold"):
-            choose(used)
+    shutil.rmtree(folder / "fold1")
+    for name, words in (("small", "of other checkpoints"), ("other", r"oof\.json: missing")):
+        with pytest.raises(InputError, match=rf"{words}.*: run src/evaluate\.py {name}, or give --threshold"):
+            choose(name)
+
+
+def test_networks_are_named_by_folds_all_and_none(unseen, tmp_path):
+    for name in ("fold0", "fold10", "fold2", "fold2 copy"):
+        shutil.copytree(unseen.checkpoints[0]["small"].parent, tmp_path / "x" / name)
+    folders = lambda *options: [path.parent.name for path in evaluation.find_checkpoints(tmp_path, "x", *options)]
+    assert (folders(), folders("0,2")) == (["fold0", "fold2", "fold10"], ["fold0", "fold2"])
+    assert evaluation.unscored_line(tmp_path / "x") is None
+    for number, name in (("none", "none"), ("all,none", "none"), ("7", "fold7")):
+        remedy = rf"src/train\.py x --fold {number.removeprefix('all,')} --resume"
+        with pytest.raises(InputError, match=rf"{name}/best\.safetensors: missing, .*; run {remedy}"):
+            folders(number)
+    shutil.copytree(tmp_path / "x" / "fold0", tmp_path / "x" / "none")
+    assert (folders("none"), folders("all,none")[2:], len(folders())) == (["none"], ["fold10", "none"], 3)
+    assert evaluation.unscored_line(tmp_path / "x").endswith(
+        "none: trained on all cars, so it has no out-of-fold score"
+    )
+    shutil.copytree(tmp_path / "x" / "none", tmp_path / "y" / "none")
+    with pytest.raises(InputError, match="y: no trained fold there"):
+        evaluation.find_checkpoints(tmp_path, "y", "all,none")
+
+
+def test_the_script_says_that_a_network_of_all_cars_has_no_score(unseen, demo, tmp_path):
+    for name in ("fold0", "none"):
+        shutil.copytree(unseen.checkpoints[0]["small"].parent, tmp_path / "small" / name)
+    options = ["--input", demo / "input", "--runs", tmp_path, "--folds", demo / "folds.csv", "--num-workers", 0]
+    lines = run_script("evaluate.py", "small", *options, "--tta", "none").stdout.splitlines()
+    assert f"  {tmp_path}/small/none: trained on all cars, so it has no out-of-fold score" in lines
+    assert list(json.loads((tmp_path / "small" / "oof.json").read_text())["checkpoints"]) == ["0"]
 
 
 def test_only_folds_that_all_experiments_have(unseen, tmp_path):

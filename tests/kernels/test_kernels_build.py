@@ -91,7 +91,8 @@ def test_uncommitted_changes_are_refused_or_stamped(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ("submit demo --shard 3/2", "--shard 3/2: give i/n with i from 1 to n, such as 1/4"),
-        ("train demo --folds 0-", "--folds 0-: give 0-4, 0,2 or 3"),
+        ("train demo --folds 0-", "--folds 0-: give 0-4, 0,2, 3, or none (all cars)"),
+        ("submit demo --fold 0-2", "--fold 0-2: give a number, several as 0,1, "),
         ("train unet", "no such experiment; choose from demo, "),
         ("train demo --set train.epoch=1", "did you mean epochs"),
         ("train demo --budget 9", "--budget 9: give a time such as 30m, 11h, 1h30m or 90s"),

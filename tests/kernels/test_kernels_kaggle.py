@@ -34,8 +34,9 @@ from emulated import Kaggle, pack_once, run_kaggle, stand_in
 from kaggle_stub import LOG, KaggleStub
 from ledger import Entry, Ledger
 from logs import LogStreams
+from packing import Kernel, build
 from safetensors.torch import load_file, save_file
-from settings import encoder_of
+from settings import encoder_of, submit_settings, train_settings
 
 from carvana.errors import InputError
 from carvana.log import write_json
@@ -174,6 +175,42 @@ def test_the_submission_is_what_the_scripts_predict_here_with_the_fetched_folds(
     assert record["command"] == "launch.py push submit --experiment demo"
 
 
+def test_all_cars_are_trained_beside_a_fold_and_their_network_predicts_alone(demo, mounts, tmp_path, monkeypatch):
+    cars, folds_file = tmp_path / "cars.txt", demo / "folds.csv"
+    cars.write_text("\n".join(pd.read_csv(folds_file).groupby("fold")["car"].first()))
+
+    def run(kind: str, settings: dict, mounts: dict[str, Path]) -> Kaggle:
+        only = {"cars": cars, "folds_file": folds_file} if kind == "train" else {}
+        kernel = Kernel(kind, f"carvana {kind} cars", "alice", settings, True, **only)
+        folder = build(kernel, tmp_path / "built", dirty=True)
+        kaggle = Kaggle(tmp_path / kind, mounts, (folder / f"{folder.name}.py").read_text())
+        assert kaggle.run().returncode == 0, kaggle.log
+        return kaggle
+
+    settings = train_settings("demo", [0, "none"], [*SMALL, "train.epochs=1"], "none", 1, False)
+    trained = run("train", settings, mounts)
+    assert trained.status["folds"] == {"0": 0, "none": 0}
+    assert "fold none: training on 2 cars, no validation" in trained.log
+    settings = submit_settings(["demo"], (1, 1), "none", None, 1, "none")
+    predicted = run("submit", settings, mounts | {"notebooks/alice/trained": trained.working})
+    manifest = read_manifest(predicted.working / "submission.csv.gz.json")
+    oof = json.loads((trained.working / "runs" / "demo" / "oof.json").read_text())
+    assert ([*manifest.checkpoints["demo"]], manifest.threshold) == (["none"], oof["threshold"])
+
+
+def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monkeypatch):
+    joined = []
+    monkeypatch.setattr(outputs, "output_of", lambda entry: tmp_path / entry.part)
+    monkeypatch.setattr(outputs, "script_output", lambda _, *command: joined.append(command[2:-2]) or "")
+    for name in ("a/runs/demo/fold0/x", "a/runs/demo/none/x", "a/runs/demo/oof.json", "b/runs/demo/none/x"):
+        write_json(tmp_path / name, {})
+    for parts, runs in (("b", tmp_path / "alone"), ("ab", tmp_path / "beside")):
+        ledger = SimpleNamespace(last_rounds=lambda job, parts=parts: [Entry(job, part, {}, []) for part in parts])
+        outputs.collect_runs(ledger, "train demo", "demo", runs)
+        assert (runs / "demo" / "none" / "x").exists()
+    assert joined == [(tmp_path / "a" / "runs" / "demo",)]
+
+
 @pytest.fixture
 def server(season, tmp_path):
     """A server whose sessions leave what the first one left; `endings` is what differs in status.json, or None."""
@@ -228,13 +265,24 @@ def test_what_does_not_arrive_whole_is_fetched_by_the_next_command(server, seaso
     assert (server.calls.count("SaveKernel"), server.calls.count("ListKernelSessionOutput")) == (1, 4)
 
 
+def test_the_message_of_a_submission_names_its_networks_and_whose_score_is_given(tmp_path, monkeypatch):
+    write_json(tmp_path / "runs" / "demo" / "oof.json", {"folds": {"0": 0.9, "1": 0.9}, "dice": 0.9, "photos": 32})
+    monkeypatch.setattr(leaderboard, "output_of", lambda entry: tmp_path)
+    write_json(tmp_path / "status.json", {"commit": "0123456789"})
+    for fold, words in (("none", "fold none, hflip, the folds' CV 0.9"), (None, "folds 0 1, hflip, CV 0.9")):
+        settings = submit_settings(["demo"], (1, 1), "hflip", None, 1, fold)
+        ledger = SimpleNamespace(last_rounds=lambda job, settings=settings: [Entry(job, "", settings, [])])
+        message = leaderboard.submission_message(ledger, "submit demo", "demo", tmp_path / "runs")
+        assert message == f"demo, {words}0000 of 32 photos, commit 0123456"
+
+
 def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "GPUS", 2)
     monkeypatch.setattr(launch, "drive", lambda *_: False)  # plans only
-    for folds in ("0", "1-4", "0-4"):
+    for folds in ("0", "1-3", "0-3,none"):
         push_train(tmp_path, folds=folds)
     ledger = Ledger(tmp_path / "launch.json")
-    assert [entry.part for entry in ledger.entries] == ["folds 0", "folds 1 2", "folds 3 4"]
+    assert [entry.part for entry in ledger.entries] == ["folds 0", "folds 1 2", "folds 3", "folds none"]
     with pytest.raises(InputError, match="folds 0: was begun with other settings"):
         push_train(tmp_path, tta="hflip")
     for entry in ledger.entries:
@@ -350,9 +398,9 @@ def test_the_client_runs_in_a_process_of_its_own(server, monkeypatch):
 
 
 def test_sessions_and_hours_are_planned_before_anything_is_sent(server, capsys):
-    launch.plan("demo", folds="0,1", overrides=SMALL, shards=2)
+    launch.plan("demo", folds="0,none", overrides=SMALL, shards=2)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:2]] == ["train folds 0", "train folds 1"]
+    assert [line.partition(":")[0] for line in lines[:2]] == ["train folds 0", "train folds none"]
     assert "h computed, 1 session(s)" in lines[0]
     assert lines[-2].endswith("; 12.50 of 30.00 GPU hours are left until 2026-10-03 00:00 UTC: enough")
     assert ("multiplications" in lines[-1], server.calls) == (True, ["GetAcceleratorQuotaStatistics"])

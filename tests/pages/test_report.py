@@ -54,6 +54,8 @@ def runs(demo, tmp_path_factory) -> Path:
         for fold, path in enumerate(paths):
             save_checkpoint(path, build_model(config.model), config, fold, 1, 0.5, folds_digest(folds))
             write_records(path.with_name("log.jsonl"), [{"epoch": e, "loss": 1 / e, "dice": e / 3} for e in (1, 2)])
+        if name == "near":
+            shutil.copytree(paths[0].parent, root / name / "none")
         checkpoints = {fold: {name: path} for fold, path in enumerate(paths)}
         unseen = Unseen(checkpoints, photos, folds, Device(torch.device("cpu")), Loading())
         write_oof(root / name, oof_of(photos, folds.set_index("car")["fold"], shift), unseen, ["identity", "hflip"])
@@ -108,6 +110,7 @@ def test_the_page_needs_nothing_from_elsewhere_compares_experiments_and_shows_th
     rows = [re.sub(r"<[^>]*>|\s+", " ", row) for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", text, re.DOTALL)]
     near, far = (next(row for row in rows if row.split()[0] == name) for name in ("near", "far"))
     assert near.split()[1] == f"{summary['dice']:.5f}"
+    assert re.findall(r"<p>\S+/(\w+)/none: trained on all cars, so it has no out-of-fold score", text) == ["near"]
     assert re.search(r"0\.98765, 0\.98765 +0\.98764 *$", near)
     assert re.search(r"-0\.0\d+ \(-0\.0\d+ to -0\.0\d+\), 0 cars gain and 4 lose \(sign test p = 0\.125\): worse", far)
     assert "optim.lr: 0.001 -&gt; 0.002" in text

@@ -18,13 +18,17 @@ from varied_runs import CPU, write_run
 from carvana.data.images import open_test
 from carvana.data.loader import Loading
 from carvana.errors import InputError
-from carvana.log import alone_in, read_records
+from carvana.log import alone_in, read_records, write_json
 from carvana.prediction.ensemble import Choice, write_ensemble
 from carvana.prediction.postprocess import PostProcess
+from carvana.provenance import file_digest
 from carvana.submission.blocks import Blocks
 from carvana.submission.csv import read_submission
 from carvana.submission.job import build_predictor, choose, match_sample, measure
+from carvana.submission.journal import record_submission, render_table
 from carvana.submission.manifest import manifest_path, read_manifest
+
+FOLDERS = {"0": "fold0", "1": "fold1", "none": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def where(demo, tmp_path_factory):
     """Options: drawn photos, and a fold of one experiment and two of another, of another size."""
     runs = tmp_path_factory.mktemp("runs")
     for name, size, folds in (("wide", [32, 64], 1), ("small", [32, 48], 2)):
-        write_run(runs, name, size, folds, open_test(demo / "input"))
+        write_run(runs, name, size, folds, open_test(demo / "input"), all_cars=name == "small")
     return ["--input", demo / "input", "--runs", runs]
 
 
@@ -255,7 +259,38 @@ def test_an_ensembles_file_decides_all(where, output, monkeypatch):
     assert [rle for _, rle in read_submission(output)] == encode(repair) != encode(PostProcess())
 
 
+def test_the_network_of_all_cars_predicts_with_the_threshold_of_the_folds(where, output, tmp_path):
+    run = shutil.copytree(where[3] / "small", tmp_path / "runs" / "small")
+    predict = ["make_submission.py", "small", *where, "--runs", run.parent, "--tta", "none", "--output", output]
+    missing = run_script(*predict, "--fold", "none", check=False)
+    assert "oof.json: missing, so there is no threshold yet: run src/evaluate.py small, or give" in missing.stderr
+    digests = {name: file_digest(run / folder / "best.safetensors") for name, folder in FOLDERS.items()}
+    folds = {name: digest for name, digest in digests.items() if name != "none"}
+    oof = {"checkpoints": folds, "tta": ["identity"], "threshold": 0.41, "dice": 0.9, "interval": [0, 1], "photos": 9}
+    write_json(run / "oof.json", oof)
+    for fold, names, cv in (("none", ["none"], 0), ("0", ["0"], 0), ("all", ["0", "1"], 1)):
+        done, manifest = run_script(*predict, "--fold", fold, "--overwrite"), read_manifest(manifest_path(output))
+        used = {"small": {name: digests[name] for name in names}}
+        assert (manifest.checkpoints, manifest.threshold) == (used, 0.41)
+        assert ("note: the network of all cars has no out-of-fold score" in done.stderr) == (fold == "none")
+        record = record_submission(tmp_path / "log.jsonl", output, run.parent, "")
+        assert (len(record["cv"]), f"| small | {' '.join(names)} | identity |" in render_table([record])) == (cv, True)
+    _, checkpoints = choose(["small"], None, run.parent, "none", None, "none,all")
+    assert [network.fold for network in checkpoints["small"]] == [0, 1, None]
+    photos = tmp_path / "photos"
+    shutil.copytree(where[1] / "test", photos, ignore=lambda _, names: sorted(names)[1:])
+    options = ["--photos", photos, "--output", tmp_path / "cut", "--runs", run.parent, "--fold", "none", "--hard"]
+    assert "masks and cut-outs of 1 photos; threshold 0.41" in run_script("cut_out.py", "small", *options).stdout
+    write_json(run / "oof.json", oof | {"checkpoints": folds | {"1": "another"}})
+    other = run_script(*predict, "--fold", "none", check=False)
+    assert "oof.json: of other checkpoints than those in" in other.stderr
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
+    ("small --output x.csv --fold 2", "fold2/best.safetensors: missing, it is not trained yet; run src/train.py small"),
+    ("wide --output x.csv --fold all,none", "run src/train.py wide --fold none --resume"),
+    ("small --output x.csv --fold 1-2", "--fold 1-2: give a number, several as 0,1, "),
+    ("--output x.csv --ensemble x.json --fold none", "leave out --tta, --threshold and --fold"),
     ("nonesuch", "--output: missing"), ("nonesuch --output x.txt", "must end in"),
     ("nonesuch --output x.csv", "nonesuch: no trained fold there"), ("--output x.csv", "give names of experiments, or"),
     ("small --output x.csv", "oof.json: missing, so there is no threshold yet"),

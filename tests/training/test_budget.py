@@ -24,7 +24,7 @@ from carvana.training.budget import Pace, adapt, measure_paces, plan_epochs
 from carvana.training.fold import train_fold
 from carvana.training.learner import build_learner
 from carvana.training.optim import rate_factor
-from carvana.training.state import Budget, Fold, saved_states, split_fold
+from carvana.training.state import Budget, Fold, read_run, saved_states, split_fold, stage_epochs
 
 STAGE = {"data": {"size": [16, 32]}, "train": {"epochs": 2}}
 CONFIG = parse_config(TINY | {"train": TINY["train"] | {"epochs": 4}, "earlier_stages": [STAGE]}, "test")
@@ -172,6 +172,20 @@ def test_a_resumed_run_keeps_its_plan_measures_nothing_and_goes_on_as_if_it_had_
         monkeypatch.setattr(module, "measure_paces", None)
     assert train_fold(CONFIG, killed, resume=True, budget=budget)
     assert is_same(killed, fold)
+
+
+def test_a_network_of_all_cars_fills_its_budget_without_validation_and_is_kept_at_the_end(fold, monkeypatch):
+    """Though the plan has changed on the way, as above."""
+    all_cars = replace(fold, number=None, val=None, folder=fold.folder.with_name("none"))
+    monkeypatch.setattr(module, "measure_training", lambda *_: Pace(6, 6))
+    monkeypatch.setattr(module, "measure_validation", None)
+    monkeypatch.setattr(runs, "run_epoch", slow)
+    kept = Mock(wraps=runs.keep_checkpoint)
+    with patch.object(runs, "keep_checkpoint", kept):
+        assert train_fold(CONFIG, all_cars, budget=Budget(42))
+    assert [record["epoch"] for record in read_records(all_cars.folder / "log.jsonl")] == [1, 2, 3, 4, 5]
+    assert [call.args[3]["epoch"] for call in kept.call_args_list] == [5]
+    assert stage_epochs(read_run(all_cars.folder)) == [2, 3]
 
 
 def test_another_budget_or_none_is_refused_in_one_line(fold, monkeypatch):

@@ -40,6 +40,8 @@ def test_all_stages_are_listed_and_summed(tiny, monkeypatch):
     assert lines[4] == f"fold 0 on a T4: {seconds / 3600:.1f} hours, computed at 12 TFLOP/s, not measured"
     hours = 0.1 * ((3 * 7193 + 2 * 3200) + 2 * (3 * 7193 + 3200)) / 3600
     assert lines[6] == f"fold 0: 7193 photos to train on, 3200 to validate on: {hours:.1f} hours"
+    *_, last, _ = cost_of_training(tiny(), {0: 3200, 1: 7193}, [None])
+    assert last == f"fold none: 10393 photos to train on, 0 to validate on: {0.1 * 2 * 3 * 10393 / 3600:.1f} hours"
     with pytest.raises(InputError, match="--fold 2: the table has folds 0 to 1"):
         list(cost_of_training(tiny(), {0: 1, 1: 1}, [2]))
 

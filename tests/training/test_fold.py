@@ -1,27 +1,31 @@
 """Runs of a tiny network: what they leave, what stops them, what they continue from, what is refused."""
 
 import itertools
+import json
+import re
 import shutil
 from dataclasses import replace
 from unittest.mock import DEFAULT, Mock, patch
 
 import pytest
 import torch
+import yaml
 from conftest import TINY, full_disk, run_script
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from carvana.config import parse_config
-from carvana.data.folds import folds_digest, read_folds
+from carvana.data.folds import fold_name, folds_digest, parse_folds, read_folds, run_folder
 from carvana.data.images import open_train
 from carvana.errors import InputError
-from carvana.log import alone_in, read_records
+from carvana.log import alone_in, read_records, write_json
 from carvana.models import build_model
 from carvana.models.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from carvana.training import averaging, engine
 from carvana.training import fold as module
 from carvana.training.fold import train_fold, train_folds
 from carvana.training.learner import build_learner
-from carvana.training.state import Fold, initial_checkpoint, parse_folds, split_fold
+from carvana.training.state import Budget, Fold, initial_checkpoint, split_fold, with_epochs_of_folds
 from carvana.training.validation import whole_photos
 
 STAGE = {"data": {"size": [16, 32], "crop": None}, "train": {"epochs": 2, "batch_size": 8}, "optim": {"lr": 0.003}}
@@ -59,8 +63,7 @@ def results(fold):
 
 def test_split_keeps_cars_apart(demo, tmp_path):
     table, photos = read_folds(demo / "folds.csv"), open_train(demo / "input")
-    folds = [split_fold(photos, table, number, tmp_path, "x") for number in parse_folds("0,1", table)]
-    assert parse_folds("all", table) == [0, 1]
+    folds = [split_fold(photos, table, number, tmp_path, "x") for number in (0, 1)]
     assert sorted(folds[0].val.cars + folds[1].val.cars) == photos.cars
     assert all(sorted(fold.train.cars + fold.val.cars) == photos.cars for fold in folds)
     assert (folds[1].digest, folds[1].folder) == (folds_digest(table), tmp_path / "x" / "fold1")
@@ -68,8 +71,19 @@ def test_split_keeps_cars_apart(demo, tmp_path):
         split_fold(photos, table, 7, tmp_path, "x")
     with pytest.raises(InputError, match=table["car"][0]):  # a photographed car that the table lacks
         split_fold(photos, table[1:], 0, tmp_path, "x")
-    with pytest.raises(InputError, match="--fold 1-2: give a number, several as 0,1, or all"):
-        parse_folds("1-2", table)
+
+
+def test_folds_are_named_by_numbers_all_and_none(tmp_path):
+    for text, numbers in [
+        ("all", [0, 1, 2]), ("2, 0,2", [0, 2]), ("none", [None]), ("none,1,0", [0, 1, None]), ("7", [7]),
+        ("all,none", [0, 1, 2, None]),
+    ]:  # fmt: skip
+        assert parse_folds(text, [2, 1, 0]) == numbers
+    for text in ("1-2", "", "0,", "-1", "None"):
+        with pytest.raises(InputError, match=f"--fold {text}: give a number, several as 0,1, "):
+            parse_folds(text, [0, 1])
+    assert [fold_name(fold) for fold in (3, None)] == ["3", "none"]
+    assert [run_folder(tmp_path, fold).name for fold in (3, None)] == ["fold3", "none"]
 
 
 def test_a_run_goes_through_its_stages_and_leaves_checkpoint_log_config_and_state(whole):
@@ -166,6 +180,108 @@ def test_a_run_starts_from_another_runs_weights_of_the_same_fold(tiny, fold, tmp
 
 class Killed(BaseException):
     """Stands for kill -9: nothing may catch it."""
+
+
+@pytest.fixture
+def all_cars(demo, tmp_path) -> Fold:
+    """A run without validation, on a single car."""
+    fold = split_fold(open_train(demo / "input"), read_folds(demo / "folds.csv"), None, tmp_path, "tiny")
+    return replace(fold, train=fold.train.select(fold.train.cars[:1]))
+
+
+def test_a_network_of_all_cars_is_kept_after_its_last_epoch_and_has_no_score(tiny, demo, all_cars, monkeypatch, capsys):
+    photos, table = open_train(demo / "input"), read_folds(demo / "folds.csv")
+    assert split_fold(photos, table, None, all_cars.folder, "x").train.cars == photos.cars == sorted(table["car"])
+    with pytest.raises(InputError, match=table["car"][0]):  # a photographed car that the table lacks
+        split_fold(photos, table[1:], None, all_cars.folder, "x")
+    best, weights, kept = all_cars.folder / "best.safetensors", [], []
+
+    def keep(learner, *arguments):
+        weights.append({name: tensor.clone() for name, tensor in learner.ema.module.named_parameters()})
+        kept.append(best.exists())
+        averaging.keep_for_average(learner, *arguments)
+
+    monkeypatch.setattr(module, "keep_for_average", keep)
+    assert train_folds(tiny(train={"average": 2}), [all_cars], all_cars.train, tracker="tensorboard")
+    assert kept == [False, True]
+    checkpoint, records = results(all_cars)
+    for name, tensor in checkpoint.model.named_parameters():
+        assert torch.allclose(tensor, (weights[0][name] + weights[1][name]) / 2, atol=1e-6)
+    facts = read_facts(best)
+    assert (facts["fold"], facts["dice"], facts["epoch"], facts["seen_cars"]) == (None, None, 2, all_cars.train.cars)
+    assert not {"dice", "worst", "photos"} & {key for record in records for key in record}
+    first, *epochs, mean, end = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fold")]
+    assert first == "fold none: training on 1 cars, no validation"
+    assert re.fullmatch(rf"fold none epoch 2/2: loss {records[1]['loss']:.4f}, [\d.]+ min", epochs[1])
+    assert (mean, end) == ("fold none: mean of 2 epochs", f"fold none: finished, in {all_cars.folder}")
+
+
+def test_a_killed_run_on_all_cars_resumes_to_the_same_weights(all_cars, tmp_path):
+    killed = replace(all_cars, folder=tmp_path / "killed" / "none")
+    assert train_fold(CONFIG, all_cars)
+    for function, epoch in (("train_one_epoch", 2), ("save_state", 3)):
+        dying = Mock(wraps=getattr(module, function), side_effect=[DEFAULT] * (epoch - 1) + [Killed])
+        with patch.object(module, function, dying), pytest.raises(Killed):
+            train_fold(CONFIG, killed, resume=True)
+    assert train_fold(CONFIG, killed, resume=True)
+    whole, resumed = (fold.folder / "best.safetensors" for fold in (all_cars, killed))
+    assert read_facts(whole) == read_facts(resumed)
+    weights, expected = load_file(resumed), load_file(whole)
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
+    with pytest.raises(InputError, match="holds a run; continue it with --resume"):
+        train_fold(CONFIG, killed)
+    with pytest.raises(InputError, match=r"it was another run: budget: None -> 1m"):
+        train_fold(CONFIG, killed, resume=True, budget=Budget(60))
+
+
+def test_all_cars_have_the_epochs_that_the_folds_had_or_that_the_run_began_with(tmp_path, capsys):
+    assert with_epochs_of_folds(CONFIG, tmp_path, resume=True) is CONFIG
+    for name, epochs, plan in [
+        ("fold0", [3, 5], None), ("fold1", [9, 9], {"epochs": [4, 7]}), ("fold2", [0, 8], {"epochs": [0, 8]}),
+        ("fold3", [50], None),
+    ]:  # fmt: skip
+        config = CONFIG.with_epochs(epochs) if len(epochs) == 2 else CONFIG.with_epochs([0, *epochs])
+        facts = {"config": config.model_dump(mode="json")} | ({"plan": plan} if plan else {})
+        write_json(tmp_path / name / "run.json", facts)
+    config = with_epochs_of_folds(CONFIG, tmp_path, resume=True)
+    assert [stage.train.epochs for stage in config.stages] == [3, 7]
+    assert config.changed(train={"epochs": 1}) == CONFIG.with_epochs([3, 1])
+    line = "fold none: 3 + 7 epochs, the median of fold0, fold1, fold2\n"
+    assert capsys.readouterr().err == line
+    write_json(tmp_path / "none" / "run.json", {"config": CONFIG.with_epochs([6, 2]).model_dump(mode="json")})
+    assert with_epochs_of_folds(CONFIG, tmp_path, resume=True) == CONFIG.with_epochs([6, 2])
+    assert capsys.readouterr().err == ""
+    assert with_epochs_of_folds(CONFIG, tmp_path, resume=False) == config
+    (tmp_path / "fold1" / "run.json").write_text("cut")
+    with pytest.raises(InputError, match=r"fold1: has no readable run\.json"):
+        with_epochs_of_folds(CONFIG, tmp_path, resume=False)
+
+
+def test_the_script_trains_all_cars_beside_folds_or_with_their_epochs(demo, tmp_path, monkeypatch):
+    settings = {key: value for key, value in TINY.items() if key != "name"}
+    (experiment := tmp_path / "x.yaml").write_text(yaml.safe_dump(settings))
+    command = ["train.py", experiment, "--input", demo / "input", "--folds", demo / "folds.csv", "--runs", tmp_path]
+    done = run_script(*command, "--fold", "0,none", "--set", "train.epochs=1")
+    for number, val_cars in ((0, 2), (None, 0)):
+        facts = json.loads((run_folder(tmp_path / "x", number) / "run.json").read_text())
+        assert (facts["config"]["train"]["epochs"], len(facts["val_cars"])) == (1, val_cars)
+    assert "fold none: training on 4 cars, no validation\n" in done.stderr
+    done = run_script(*command, "--fold", "none", "--resume")
+    assert "fold none: continuing after epoch 1\n" in done.stderr
+    done = run_script(*command, "--fold", "none", "--resume", "--set", "train.epochs=2", check=False)
+    assert "none: cannot be resumed, it was another run: config.train.epochs: 1 -> 2" in done.stderr
+    monkeypatch.setattr("carvana.training.dry_run.cost_lines", lambda footprint: [])
+    done = run_script(*command, "--fold", "none", "--dry-run", "--no-timing")
+    assert ("1 epochs, the median of fold0\n" in done.stderr, "32x48, 1 epochs" in done.stdout) == (True, True)
+    assert done.stdout.splitlines()[-1].startswith("fold none on a T4: ")
+
+
+def test_all_cars_start_from_another_runs_network_of_all_cars(tiny, all_cars, tmp_path):
+    path, config = tmp_path / "first" / "none" / "best.safetensors", tiny(train={"init_from": "first"})
+    with pytest.raises(InputError, match=r"first/none/best\.safetensors: not a readable checkpoint"):
+        initial_checkpoint(config, all_cars)
+    save_checkpoint(path, build_model(config.model), config, None, 1, None, "of another table", ["x"])
+    assert initial_checkpoint(config, all_cars) == path
 
 
 @pytest.mark.parametrize(("function", "epoch"), [("validate", 2), ("save_state", 2), ("train_one_epoch", 3)])

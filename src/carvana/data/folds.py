@@ -92,6 +92,29 @@ def check_folds(folds: pd.DataFrame, cars: Iterable[str]) -> pd.DataFrame:
     return present
 
 
+def parse_folds(text: str, numbers: Iterable[int]) -> list[int | None]:
+    """Folds joined by commas: a number, `all` for these numbers, `none` for None, trained on all cars and listed last.
+
+    Raises InputError.
+    """
+    folds = set()
+    for part in map(str.strip, text.split(",")):
+        if part != "all" and part != "none" and not part.isdecimal():
+            raise InputError(f"--fold {text}: give a number, several as 0,1, all of them as all, or none (all cars)")
+        folds.update(numbers if part == "all" else [None if part == "none" else int(part)])
+    return sorted(folds, key=lambda fold: (fold is None, fold))
+
+
+def fold_name(fold: int | None) -> str:
+    """`parse_folds` undone: `0`, or `none`."""
+    return "none" if fold is None else str(fold)
+
+
+def run_folder(run: Path, fold: int | None) -> Path:
+    """Where a fold of a run lies; `none` matches no pattern of the numbered ones."""
+    return run / ("none" if fold is None else f"fold{fold}")
+
+
 def folds_digest(folds: pd.DataFrame) -> str:
     """SHA-256 in hexadecimal of the sorted `car,fold` lines: who is in which fold, in whatever row order."""
     lines = sorted(f"{car},{fold}\n" for car, fold in zip(folds["car"], folds["fold"], strict=True))

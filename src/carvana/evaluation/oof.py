@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carvana.data.folds import check_folds, folds_digest
+from carvana.data.folds import check_folds, fold_name, folds_digest, parse_folds, run_folder
 from carvana.data.images import Photos, angle_of, car_of
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
@@ -37,12 +37,33 @@ class Oof:
     masks: list[str]  # its mask at HALF, as RLE
 
 
-def find_checkpoints(runs: Path, experiment: str) -> list[Path]:
-    """The best checkpoint of each trained fold. Raises InputError if there is none."""
-    paths = sorted((runs / experiment).glob("fold*/best.safetensors"))
-    if not paths:
-        raise InputError(f"{runs / experiment}: no trained fold there (fold*/best.safetensors); run src/train.py first")
-    return paths
+def trained_folds(run: Path) -> dict[int, Path]:
+    """The best checkpoint of each trained fold; that of all cars is none of them."""
+    paths = {path.parent.name.removeprefix("fold"): path for path in run.glob("fold*/best.safetensors")}
+    return {int(number): paths[number] for number in sorted(filter(str.isdecimal, paths), key=int)}
+
+
+def find_checkpoints(runs: Path, experiment: str, fold: str = "all") -> list[Path]:
+    """The best checkpoint of each of these folds, as `parse_folds` reads them; all are those that are trained.
+
+    Raises InputError if there is none, or if one of them is not trained.
+    """
+    run = runs / experiment
+    paths = {number: run_folder(run, number) / "best.safetensors" for number in parse_folds(fold, trained_folds(run))}
+    if "all" in fold and not trained_folds(run):
+        raise InputError(f"{run}: no trained fold there (fold*/best.safetensors); run src/train.py first")
+    for number, path in paths.items():
+        if not path.exists():
+            remedy = f"run src/train.py {experiment} --fold {fold_name(number)} --resume"
+            raise InputError(f"{path}: missing, it is not trained yet; {remedy}")
+    return [*paths.values()]
+
+
+def unscored_line(run: Path) -> str | None:
+    """What is said of a run's network of all cars; None if there is no such network."""
+    folder = run_folder(run, None)
+    trained = (folder / "best.safetensors").exists()
+    return f"{folder}: trained on all cars, so it has no out-of-fold score" if trained else None
 
 
 def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFrame) -> Checkpoints:
@@ -234,19 +255,21 @@ def best_threshold(mean_curve: np.ndarray, thresholds: Sequence[float] = THRESHO
     return float(good[np.abs(good - 0.5).argmin()])
 
 
-def choose_threshold(runs: Path, checkpoints: dict[str, list[Checkpoint]], views: list[str]) -> float:
-    """The mean of the experiments' out-of-fold thresholds, for their checkpoints by experiment.
+def choose_threshold(runs: Path, experiments: Iterable[str], views: list[str]) -> float:
+    """The mean of the experiments' out-of-fold thresholds, whichever of their networks predict.
 
-    Raises InputError if an experiment was not evaluated, or with other checkpoints than these.
+    Raises InputError if an experiment was not evaluated, or with other checkpoints than those of its trained folds. Of
+    a run without any, where only the network of all cars was brought to, the threshold is taken as it is.
     """
     thresholds = []
-    for experiment, used in checkpoints.items():
+    for experiment in experiments:
         path = runs / experiment / "oof.json"
         remedy = f"run src/evaluate.py {experiment}, or give --threshold"
         if not path.exists():
             raise InputError(f"{path}: missing, so there is no threshold yet: {remedy}")
         summary = json.loads(path.read_text())
-        if summary["checkpoints"] != {str(c.fold): c.digest for c in used}:
+        digests = {str(fold): file_digest(trained) for fold, trained in trained_folds(path.parent).items()}
+        if digests and summary["checkpoints"] != digests:
             raise InputError(f"{path}: of other checkpoints than those in {path.parent}: {remedy}")
         if summary["tta"] != views:
             say(f"note: {experiment} was evaluated with views {summary['tta']}, the submission has {views}")

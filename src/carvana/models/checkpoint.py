@@ -23,9 +23,9 @@ class Checkpoint:
     path: Path
     model: Segmenter
     config: Config
-    fold: int
+    fold: int | None  # None: of all cars, without validation
     epoch: int
-    dice: float
+    dice: float | None
     folds_digest: str
     digest: str
 
@@ -35,7 +35,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, model: Segmenter, config: Config, fold: int, epoch: int, dice: float, folds_digest: str,
+    path: Path, model: Segmenter, config: Config, fold: int | None, epoch: int, dice: float | None, folds_digest: str,
     seen_cars: Sequence[str] | None = None, precisions: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Writes the file whole or not at all. `dice` is the fold's, per image at photo size, without TTA.
@@ -68,7 +68,7 @@ def read_facts(path: Path) -> dict:
     return facts
 
 
-def leaking_cars(facts: dict, cars: Iterable[str], fold: int, folds_digest: str) -> list[str]:
+def leaking_cars(facts: dict, cars: Iterable[str], fold: int | None, folds_digest: str) -> list[str]:
     """Those of a fold's `cars` that a checkpoint with these facts has learnt from.
 
     Earlier versions did not note them: theirs leak all cars of a fold other than their own, and of any other table.

@@ -14,7 +14,7 @@ from carvana.data.pictures import densest, mark_errors, shrink
 from carvana.data.rle import rle_decode, rle_encode
 from carvana.errors import InputError
 from carvana.evaluation.comparison import compare
-from carvana.evaluation.oof import Oof, find_checkpoints, read_oof
+from carvana.evaluation.oof import Oof, find_checkpoints, read_oof, unscored_line
 from carvana.log import progress, read_records
 from carvana.models.checkpoint import read_facts
 from carvana.pages import charts
@@ -51,6 +51,7 @@ def write_report(path: Path, folders: list[Path], photos: Photos, journal: Path,
         thresholds=draw_thresholds([facts for facts, _ in evaluated]),
         ensemble=json.loads(ensemble.read_text()) if ensemble.exists() else None,
         settings=compare_settings(folders),
+        unscored=list(filter(None, map(unscored_line, folders))),
     )  # fmt: skip
     return summary
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from carvana.data.folds import run_folder
 from carvana.errors import InputError
 from carvana.log import write_json
 from carvana.prediction.postprocess import PostProcess
@@ -79,7 +80,7 @@ def read_ensemble(path: Path, runs: Path) -> tuple[Choice, dict[str, list[Path]]
         raise InputError(f"{path}: checkpoints: not of the experiments it weighs; {remedy}")
     checkpoints = {}
     for experiment, digests in file.checkpoints.items():
-        folds = {fold: runs / experiment / f"fold{fold}" / "best.safetensors" for fold in sorted(digests)}
+        folds = {fold: run_folder(runs / experiment, fold) / "best.safetensors" for fold in sorted(digests)}
         for fold, checkpoint in folds.items():
             if not checkpoint.exists():
                 raise InputError(f"{path}: {checkpoint} is missing; fetch it, or {remedy}")

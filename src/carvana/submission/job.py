@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from carvana.data.folds import fold_name
 from carvana.data.geometry import Size
 from carvana.data.images import Photos
 from carvana.data.loader import Loading
@@ -27,24 +28,28 @@ ESTIMATE_BATCHES, ESTIMATE_SECONDS = 64, 30.0
 
 
 def choose(
-    experiments: list[str] | None, ensemble: Path | None, runs: Path, tta: str | None, threshold: float | None
-) -> tuple[Choice, dict[str, list[Checkpoint]]]:
+    experiments: list[str] | None, ensemble: Path | None, runs: Path, tta: str | None, threshold: float | None,
+    fold: str | None = None,
+) -> tuple[Choice, dict[str, list[Checkpoint]]]:  # fmt: skip
     """What the ensemble's file holds, or all named experiments alike; and their checkpoints.
 
-    Raises InputError unless it is one of the two, if a checkpoint is missing, or if no threshold is given and none was
-    chosen out-of-fold.
+    `fold` is what `find_checkpoints` reads, by default `all`. Raises InputError unless it is one of the two, if a
+    checkpoint is missing, or if no threshold is given and none was chosen out-of-fold.
     """
     if bool(experiments) == bool(ensemble):
         raise InputError("give names of experiments, or --ensemble runs/ensemble.json: one of the two")
     if ensemble:
-        if tta is not None or threshold is not None:
-            raise InputError(f"--ensemble: {ensemble} holds views and threshold; leave out --tta and --threshold")
+        if (tta, threshold, fold) != (None, None, None):
+            advice = "leave out --tta, --threshold and --fold"
+            raise InputError(f"--ensemble: {ensemble} holds views and threshold, for its folds; {advice}")
         choice, paths = read_ensemble(ensemble, runs)
         return choice, _load(paths)
     views = parse_views("hflip" if tta is None else tta)
-    checkpoints = _load({experiment: find_checkpoints(runs, experiment) for experiment in experiments})
+    checkpoints = _load({name: find_checkpoints(runs, name, "all" if fold is None else fold) for name in experiments})
     if threshold is None:
         threshold = choose_threshold(runs, checkpoints, views)
+        if any(network.fold is None for networks in checkpoints.values() for network in networks):
+            say("note: the network of all cars has no out-of-fold score; its threshold is that of the folds")
     weights = dict.fromkeys(checkpoints, 1 / len(checkpoints))
     return Choice(experiments=weights, views=views, threshold=threshold), checkpoints
 
@@ -123,7 +128,7 @@ class Job:
         return Manifest(
             shard=shard, first=places.start, photos=len(places), sample=digest_names(names),
             sample_photos=len(names), size=self.size,
-            checkpoints={name: {str(f.fold): f.digest for f in folds} for name, folds in self.checkpoints.items()},
+            checkpoints={name: {fold_name(n.fold): n.digest for n in used} for name, used in self.checkpoints.items()},
             weights=choice.experiments, views=list(choice.views), threshold=choice.threshold,
             postprocess=vars(choice.postprocess), batch_size=batch_size, block_size=block_size,
             device=str(self.device), backend=self.backend, commit=git_commit(), versions=versions(),

@@ -67,7 +67,7 @@ def build_record(file: Path, manifest: Manifest, runs: Path, command: str) -> di
         oofs = {name: _read_json(runs / name / "oof.json") for name in checkpoints}
         oofs = {name: oof for name, oof in oofs.items() if oof.get("checkpoints") == checkpoints[name]}
     cv = [{"experiment": name, "views": oof["tta"], **{key: oof[key] for key in CV}} for name, oof in oofs.items()]
-    folds = {name: [int(fold) for fold in digests] for name, digests in checkpoints.items()}
+    folds = {name: [fold if fold == "none" else int(fold) for fold in digests] for name, digests in checkpoints.items()}
     facts = {"cv": cv, "public": None, "private": None, "commit": manifest.commit, "command": command}
     return {"file": file.name, **choice, "folds": folds, **facts}
 

@@ -13,7 +13,7 @@ from carvana.training.validation import validate
 
 def keep_checkpoint(learner: Learner, fold: Fold, stage: Config, record: dict, path: Path) -> None:
     """Writes the averaged weights (EMA) as a checkpoint of `stage`, scored as `record` says."""
-    facts = fold.number, record["epoch"], record["dice"], fold.digest, seen_cars(learner.config, fold)
+    facts = fold.number, record["epoch"], record.get("dice"), fold.digest, seen_cars(learner.config, fold)
     save_checkpoint(path, learner.ema.module, stage, *facts, learner.position.precisions)
 
 
@@ -27,17 +27,23 @@ def keep_for_average(learner: Learner, fold: Fold, record: dict) -> None:
 
 
 def average_epochs(learner: Learner, fold: Fold, deadline: float) -> None:
-    """Validates the mean of the kept epochs, makes it the run's checkpoint if it is better, and removes the epochs."""
+    """Makes the mean of the kept epochs the run's checkpoint if it is better, and removes the epochs.
+
+    Without validation it is taken to be better, as in the paper.
+    """
     folder, accelerator, position = fold.folder / "epochs", learner.accelerator, learner.position
     paths = sorted(folder.glob("epoch-*.safetensors"))
     if not paths:
         return
     learner.ema.module.load_state_dict(average_weights(paths))
-    scores = validate(learner, fold.val, deadline)
-    mean = sum(scores.values()) / len(scores)
-    better = mean > position.best_dice
-    say(f"fold {fold.number}: mean of {len(paths)} epochs, Dice {mean:.5f}{' (best)' if better else ''}")
-    position.best_dice = max(position.best_dice, mean)
+    better, mean, score = True, None, ""
+    if fold.val:
+        scores = validate(learner, fold.val, deadline)
+        mean = sum(scores.values()) / len(scores)
+        better = mean > position.best_dice
+        position.best_dice = max(position.best_dice, mean)
+        score = f", Dice {mean:.5f}{' (best)' if better else ''}"
+    say(f"{fold}: mean of {len(paths)} epochs{score}")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if better:

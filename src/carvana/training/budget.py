@@ -102,14 +102,14 @@ def plan_fold(config: Config, fold: Fold, budget: Budget, resume: bool = False) 
         paces = [Pace(*pace) for pace in kept["paces"]]
         plan = Plan(budget, config, kept["planned"], kept["epochs"], paces, kept["measuring"])
     else:
-        say(f"fold {fold.number}: measuring how many epochs fit into {budget}")
+        say(f"{fold}: measuring how many epochs fit into {budget}")
         started = time.monotonic()
         paces = measure_paces(config, fold, with_validation=not budget.training_only)
         measuring = 0.0 if budget.training_only else time.monotonic() - started
         paces, measuring = broadcast_object_list([paces, measuring])  # the first process decides
         epochs = plan_epochs(config, paces, budget, measuring)
         plan = Plan(budget, config, epochs, epochs, paces, measuring)
-    say(f"fold {fold.number}: {plan}")
+    say(f"{fold}: {plan}")
     return plan
 
 
@@ -186,7 +186,7 @@ def measure_paces(config: Config, fold: Fold, with_validation: bool) -> list[Pac
         learner.begin_epoch()
         learner.loss = weighted_sum(stage.loss)
         pace = measure_training(learner, fold.train)
-        validation = measure_validation(learner, fold.val) if with_validation else 0.0
+        validation = measure_validation(learner, fold.val) if with_validation and fold.val else 0.0
         paces.append(Pace(pace.first + validation, pace.later + validation))
         learner.position.epoch += stage.train.epochs
     if config.train.compile:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from carvana.config import Config
-from carvana.data.folds import check_folds
+from carvana.data.folds import check_folds, fold_name
 from carvana.data.images import car_of, open_train, read_cars
 from carvana.device import chosen_precision, process_state
 from carvana.errors import InputError
@@ -25,15 +25,18 @@ STEPS = 2
 T4_FLOPS = 12e12  # a second in fp16: assumed, a fifth of the 65e12 that the card is sold with
 
 
-def cost_of_training(config: Config, photos: dict[int, int], folds: list[int], timed: bool = True) -> Iterator[str]:
+def cost_of_training(
+    config: Config, photos: dict[int, int], folds: list[int | None], timed: bool = True
+) -> Iterator[str]:
     """Lines for the reader: each stage's cost, then the hours of each of the `folds`; `photos` holds photos by fold.
 
     Nothing is downloaded, read or written. Loading of photos and torch.compile are left out. Unless `timed`, no step is
     run, and hours are only computed, for a T4.
     """
-    if absent := sorted(set(folds) - photos.keys()):
+    if absent := sorted(set(folds) - {None, *photos}):
         raise InputError(f"--fold {absent[0]}: the table has folds 0 to {max(photos)}")
-    splits = {fold: (sum(photos.values()) - photos[fold], photos[fold]) for fold in folds}  # train, val
+    held_out = {fold: photos.get(fold, 0) for fold in folds}
+    splits = {fold: (sum(photos.values()) - val, val) for fold, val in held_out.items()}  # train, val
     computed, measured = dict.fromkeys(folds, 0.0), dict.fromkeys(folds, 0.0)  # seconds
     for number, stage in enumerate(config.stages, start=1):
         footprint = Footprint(stage)
@@ -52,11 +55,11 @@ def cost_of_training(config: Config, photos: dict[int, int], folds: list[int], t
             measured[fold] += passes * step / (3 * train.batch_size) / process_state().num_processes
     for fold, seconds in computed.items():
         speed = f"computed at {T4_FLOPS / 1e12:.0f} TFLOP/s, not measured"
-        yield f"fold {fold} on a T4: {seconds / 3600:.1f} hours, {speed}"
+        yield f"fold {fold_name(fold)} on a T4: {seconds / 3600:.1f} hours, {speed}"
     if math.isfinite(total := sum(measured.values())):
         for fold, (train_photos, val_photos) in splits.items():
             counts = f"{train_photos} photos to train on, {val_photos} to validate on"
-            yield f"fold {fold}: {counts}: {measured[fold] / 3600:.1f} hours"
+            yield f"fold {fold_name(fold)}: {counts}: {measured[fold] / 3600:.1f} hours"
         yield f"in all {total / 3600:.1f} hours, validation included, loading of photos not"
 
 

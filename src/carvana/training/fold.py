@@ -48,7 +48,8 @@ def train_folds(
         for fold in folds if process.is_main_process else []:
             locks.enter_context(alone_in(fold.folder))
         for fold in folds:
-            say(f"fold {fold.number}: training on {len(fold.train.cars)} cars, validating on {len(fold.val.cars)}")
+            validation = f"validating on {len(fold.val_cars)}" if fold.val else "no validation"
+            say(f"{fold}: training on {len(fold.train.cars)} cars, {validation}")
             finished = train_fold(config, fold, resume, overwrite, deadline, tracker, budget)
             clear_device_cache(garbage_collection=True)  # gives the fold's memory back
             if not finished:
@@ -81,7 +82,7 @@ def train_fold(
     records = read_records(fold.folder / "log.jsonl")[: learner.position.epoch]
     if resumed:
         changed = differences({key: records[-1].get(key) for key in MACHINE}, machine_facts(learner)) if records else []
-        say(f"fold {fold.number}: continuing after epoch {learner.position.epoch}{'; '.join(['', *changed])}")
+        say(f"{fold}: continuing after epoch {learner.position.epoch}{'; '.join(['', *changed])}")
     try:
         with tracking(learner):
             while learner.position.epoch < learner.config.epochs:
@@ -89,9 +90,10 @@ def train_fold(
         average_epochs(learner, fold, deadline)
     except OutOfTime:
         saved = f"--resume continues from {fold.folder}" if records else "nothing saved: not even one epoch fits"
-        say(f"fold {fold.number}: out of time after {len(records)} of {learner.config.epochs} epochs; {saved}")
+        say(f"{fold}: out of time after {len(records)} of {learner.config.epochs} epochs; {saved}")
         return note_end(learner, fold, finished=False)
-    say(f"fold {fold.number}: finished, best Dice {learner.position.best_dice:.5f}, in {fold.folder}")
+    best = f"best Dice {learner.position.best_dice:.5f}, " if fold.val else ""
+    say(f"{fold}: finished, {best}in {fold.folder}")
     return note_end(learner, fold, finished=True)
 
 
@@ -127,7 +129,10 @@ def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: flo
 
 
 def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float) -> dict:
-    """Trains and validates once; returns the epoch's record. Random numbers depend on seed and epoch alone."""
+    """Trains once and validates, if that is to be; returns the epoch's record.
+
+    Random numbers depend on seed and epoch alone.
+    """
     position, stage = learner.position, learner.stage
     set_seed(stage.train.seed + 1000 * (position.epoch + 1), device_specific=True)
     learner.begin_epoch()
@@ -135,25 +140,35 @@ def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float)
     loader = train_loader(learner, photos)
     record = train_one_epoch(learner, loader, deadline)
     trained = time.monotonic()
-    scores = validate(learner, fold.val, deadline)
+    scores = validate(learner, fold.val, deadline) if fold.val else {}
     return {
         "epoch": position.epoch + 1, "step": position.step, **record,
-        "dice": sum(scores.values()) / len(scores), "worst": min(scores.values()), "photos": len(scores),
+        **summarize(scores),
         "train_photos": len(loader.dataset), "size": stage.data.size, "micro_batch": position.micro_batch,
         "train_seconds": round(trained - started, 2), "val_seconds": round(time.monotonic() - trained, 2),
         **machine_facts(learner),
     }  # fmt: skip
 
 
+def summarize(scores: dict[str, float]) -> dict:
+    """What a record has of a validation; nothing of none."""
+    if not scores:
+        return {}
+    return {"dice": sum(scores.values()) / len(scores), "worst": min(scores.values()), "photos": len(scores)}
+
+
 def keep_epoch(learner: Learner, fold: Fold, records: list[dict], plan: Plan | None) -> None:
     """Writes the checkpoint if it is the best, the log and, last, the state: it alone says that an epoch is over.
 
-    If the plan changes, the state is written before run.json: it can be continued with the former epochs, too.
+    Without validation only the last epoch's is written: no score would tell that a network is half trained. If the
+    plan changes, the state is written before run.json: it can be continued with the former epochs, too.
     """
     position, record, stage = learner.position, records[-1], learner.stage
-    better = record["dice"] > position.best_dice
-    position.best_dice = max(position.best_dice, record["dice"])
-    position.epoch = record["epoch"]
+    position.epoch, dice, score = record["epoch"], record.get("dice"), ""
+    better = position.epoch == learner.config.epochs if dice is None else dice > position.best_dice
+    if dice is not None:
+        position.best_dice = max(position.best_dice, dice)
+        score = f"Dice {dice:.5f} on {record['photos']} photos{' (best)' if better else ''}, "
     if learner.accelerator.is_main_process:
         if better:
             keep_checkpoint(learner, fold, stage, record, fold.folder / "best.safetensors")
@@ -167,9 +182,6 @@ def keep_epoch(learner: Learner, fold: Fold, records: list[dict], plan: Plan | N
     if replanned and learner.accelerator.is_main_process:
         write_run(plan.config, fold, plan.budget, plan.facts())
     minutes = sum(r["train_seconds"] + r["val_seconds"] for r in records) / 60
-    say(
-        f"fold {fold.number} epoch {position.epoch}/{learner.config.epochs}: loss {record['loss']:.4f}, "
-        f"Dice {record['dice']:.5f} on {record['photos']} photos{' (best)' if better else ''}, {minutes:.1f} min"
-    )
+    say(f"{fold} epoch {position.epoch}/{learner.config.epochs}: loss {record['loss']:.4f}, {score}{minutes:.1f} min")
     if replanned:
-        say(f"fold {fold.number}: the machine's pace has changed: {' + '.join(map(str, plan.epochs))} epochs now")
+        say(f"{fold}: the machine's pace has changed: {' + '.join(map(str, plan.epochs))} epochs now")

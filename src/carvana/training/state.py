@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,10 +14,10 @@ from safetensors import SafetensorError
 from carvana.command import format_duration
 from carvana.config import Config, differences
 from carvana.data.augmentations import build_augmentation
-from carvana.data.folds import check_folds, folds_digest
+from carvana.data.folds import check_folds, fold_name, folds_digest, run_folder
 from carvana.data.images import Photos
 from carvana.errors import InputError, few
-from carvana.log import read_records, write_json
+from carvana.log import read_records, say, write_json
 from carvana.models import find_model
 from carvana.models.checkpoint import leaking_cars, read_facts
 
@@ -30,11 +31,18 @@ LEFT_OUT = LOADING | MACHINE | {"earlier_stages": {"__all__": LOADING}}
 class Fold:
     """The photos and the folder of one run."""
 
-    number: int
+    number: int | None  # None: trained on all cars
     train: Photos
-    val: Photos
+    val: Photos | None  # None: no validation
     digest: str  # of the whole table of folds
     folder: Path
+
+    @property
+    def val_cars(self) -> list[str]:
+        return self.val.cars if self.val else []
+
+    def __str__(self) -> str:
+        return f"fold {fold_name(self.number)}"
 
 
 @dataclass(frozen=True)
@@ -52,24 +60,34 @@ class Budget:
         return format_duration(self.seconds) + (" of training" if self.training_only else "")
 
 
-def split_fold(photos: Photos, folds: pd.DataFrame, number: int, runs: Path, name: str) -> Fold:
-    """Cars of fold `number` to validation, all others to training; `folds` is the whole table."""
-    present = check_folds(folds, photos.cars)
+def split_fold(photos: Photos, folds: pd.DataFrame, number: int | None, runs: Path, name: str) -> Fold:
+    """Cars of fold `number` to validation, all others to training; all cars for None. `folds` is the whole table."""
+    present, digest, folder = check_folds(folds, photos.cars), folds_digest(folds), run_folder(runs / name, number)
+    if number is None:
+        return Fold(number, photos, None, digest, folder)
     is_val = present["fold"] == number
     if not is_val.any():
         raise InputError(f"--fold {number}: the table has folds 0 to {present['fold'].max()}")
     train, val = photos.select(present.loc[~is_val, "car"]), photos.select(present.loc[is_val, "car"])
-    return Fold(number, train, val, folds_digest(folds), runs / name / f"fold{number}")
+    return Fold(number, train, val, digest, folder)
 
 
-def parse_folds(text: str, folds: pd.DataFrame) -> list[int]:
-    """`all`, or numbers joined by commas."""
-    if text == "all":
-        return sorted(set(folds["fold"]))
-    try:
-        return sorted({int(number) for number in text.split(",")})
-    except ValueError:
-        raise InputError(f"--fold {text}: give a number, several as 0,1, or all") from None
+def with_epochs_of_folds(config: Config, run: Path, resume: bool) -> Config:
+    """What trains on all cars: with the epochs that it began with if it is resumed, else with those of its folds.
+
+    Of these the median, a stage each, over the folds with as many stages; without any, the experiment's own.
+    """
+    begun = run_folder(run, None)
+    resumed = resume and (begun / "run.json").exists()
+    folders = [begun] if resumed else sorted(path.parent for path in run.glob("fold*/run.json"))
+    epochs = {folder.name: stage_epochs(read_run(folder)) for folder in folders}
+    alike = {name: numbers for name, numbers in epochs.items() if len(numbers) == len(config.stages)}
+    if not alike:
+        return config
+    medians = [max(1, statistics.median_high(numbers)) for numbers in zip(*alike.values(), strict=True)]
+    if not resumed:
+        say(f"fold none: {' + '.join(map(str, medians))} epochs, the median of {', '.join(alike)}")
+    return config.with_epochs(medians)
 
 
 def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
@@ -77,7 +95,7 @@ def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
     if config.train.init_from is None:
         return None
     path = fold.folder.parents[1] / config.train.init_from / fold.folder.name / "best.safetensors"
-    if leaking := leaking_cars(read_facts(path), fold.val.cars, fold.number, fold.digest):
+    if leaking := leaking_cars(read_facts(path), fold.val_cars, fold.number, fold.digest):
         raise InputError(f"train.init_from: {path} has learnt from cars of this fold's validation: {few(leaking)}")
     return path
 
@@ -149,7 +167,7 @@ def run_facts(config: Config, fold: Fold, budget: Budget | None = None) -> dict:
     """What must be the same for a run to be resumed."""
     return {
         "config": config.model_dump(mode="json", exclude=LEFT_OUT),
-        "folds_digest": fold.digest, "train_cars": fold.train.cars, "val_cars": fold.val.cars,
+        "folds_digest": fold.digest, "train_cars": fold.train.cars, "val_cars": fold.val_cars,
         "budget": budget and str(budget),
     }  # fmt: skip
 
@@ -159,12 +177,24 @@ def write_run(config: Config, fold: Fold, budget: Budget | None, plan: dict | No
     write_json(fold.folder / "run.json", run_facts(config, fold, budget) | ({"plan": plan} if plan else {}))
 
 
+def read_run(folder: Path) -> dict:
+    """The content of run.json."""
+    try:
+        return json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: has no readable run.json ({error}); start anew with --overwrite") from None
+
+
+def stage_epochs(facts: dict) -> list[int]:
+    """How many epochs each stage of a run has, by what run.json holds: of a plan's none are left out."""
+    config = facts["config"]
+    own = [stage["train"]["epochs"] for stage in (*config["earlier_stages"], config)]
+    return facts["plan"]["epochs"] if "plan" in facts else own
+
+
 def compare_run(config: Config, fold: Fold, budget: Budget | None) -> tuple[list[str], dict | None]:
     """In what run.json differs from an experiment, but for the epochs of the plan that it may hold; and that plan."""
-    try:
-        facts = json.loads((fold.folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{fold.folder}: has no readable run.json ({error}); start anew with --overwrite") from None
+    facts = read_run(fold.folder)
     plan = facts.pop("plan", None)
     if plan and len(plan["epochs"]) == len(config.stages):
         config = config.with_epochs(plan["epochs"])

@@ -37,10 +37,12 @@ def log_epoch(learner: Learner, record: dict) -> None:
     The rates are of its last step: `optim.lr` on its schedule, and the largest of the encoder's, if it has any.
     """
     curves = {
-        "train/loss": record["loss"], "train/skipped_steps": record["skipped_steps"],
+        "train/loss": record["loss"],
+        "train/skipped_steps": record["skipped_steps"],
         "train/photos_per_second": record["train_photos"] / max(record["train_seconds"], 0.01),
-        "val/dice": record["dice"], "val/worst_dice": record["worst"],
-    }  # fmt: skip
+    }
+    if "dice" in record:
+        curves |= {"val/dice": record["dice"], "val/worst_dice": record["worst"]}
     for group in learner.optimizer.param_groups:
         name = "rate/encoder" if group["encoder"] else "rate/lr"
         curves[name] = max(group["lr"], curves.get(name, 0.0))
