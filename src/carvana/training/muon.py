@@ -15,16 +15,19 @@ class Muon(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and mixes_channels(parameter):
                     self._move(parameter, group["lr"], group["weight_decay"])
                     parameter.grad = None  # nothing is left for AdamW
-        super().step()
+        super().step(closure)
 
     def _move(self, parameter: torch.Tensor, lr: float, weight_decay: float) -> None:
-        momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        state = self.state[parameter]
+        if not state:  # AdamW wants to find a step when a state is loaded
+            state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}
+        momentum = state["momentum"]
         momentum.lerp_(parameter.grad, 1 - MOMENTUM)
         matrix = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's look ahead: (C_out, C_in * h * w)
         update = orthogonalize(matrix).reshape(parameter.shape)
