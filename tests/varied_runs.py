@@ -18,7 +18,10 @@ from carvana.models.checkpoint import save_checkpoint
 CPU = Device(torch.device("cpu"))
 
 
-def write_run(runs: Path, name: str, size: list[int], folds: int, photos: Photos, digest: str = "digest") -> None:
+def write_run(
+    runs: Path, name: str, size: list[int], folds: int, photos: Photos, digest: str = "digest",
+    seen_cars: list[str] | None = None,
+) -> None:  # fmt: skip
     """The folds of an experiment, none like another: half of the maps of these photos lies above 0."""
     config = parse_config(TINY | {"name": name, "data": {"size": size}}, name)
     fitted = [photos.fitted(image_id, [Fit.of(config.data)])[0][0] for image_id in photos.image_ids[:8]]
@@ -34,7 +37,7 @@ def write_run(runs: Path, name: str, size: list[int], folds: int, photos: Photos
             weight *= 4 / model(images).std()
             bias -= model(images).median()
         path = runs / name / f"fold{fold}" / "best.safetensors"
-        save_checkpoint(path, model, config, fold, 1, 0.5, digest)
+        save_checkpoint(path, model, config, fold, 1, 0.5, digest, seen_cars)
 
 
 def write_unseen(runs: Path, demo: Path, **sizes: list[int]) -> Unseen:
