@@ -105,6 +105,10 @@ def test_labels_of_a_killed_command_are_whole_or_not_there_and_continue_to_the_s
         run_script(*command)
     monkeypatch.undo()
     assert (tmp_path / "labels.csv.gz").exists() == (moment > 10)
+    if moment == 9:  # all blocks are there
+        (tmp_path / "x.csv.parts" / "block-00002.labels.csv").write_text(",".join(Label._fields) + "\n")
+        assert "block-00002.labels.csv: damaged; remove it and give" in run_script(*command, check=False).stderr
+        (tmp_path / "x.csv.parts" / "block-00002.labels.csv").unlink()
     if moment == 5:
         without = run_script(*command[:-2], check=False)
         assert "an unfinished prediction with labels True instead of False" in without.stderr

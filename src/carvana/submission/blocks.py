@@ -29,7 +29,7 @@ from carvana.submission.manifest import (
     write_manifest,
 )  # fmt: skip
 
-LABELS = ".labels"
+ROWS, LABELS = "", ".labels"  # kinds of blocks
 JOINING = 5e-4  # seconds a row to join, compress and check
 
 
@@ -46,6 +46,7 @@ class Blocks:
     ):  # fmt: skip
         self.output, self.manifest, self.names = output, manifest, names
         self.labels, self.seen_cars = labels, seen_cars
+        self.kinds = (ROWS, LABELS) if labels else (ROWS,)
         self.folder = output.with_name(f"{output.name}.parts")
 
     def check(self) -> None:
@@ -89,16 +90,16 @@ class Blocks:
 
     def missing(self) -> list[int]:
         """The blocks that are not written yet."""
-        return [block for block in range(len(self)) if not self._path(block).exists()]
+        return [block for block in range(len(self)) if not all(self._path(block, kind).exists() for kind in self.kinds)]
 
     def write(self, block: int, rows: list[Row | Label]) -> None:
         if not (path := self.folder / "manifest.json").exists():
             write_manifest(path, self.manifest)
-        if self.labels:  # before the block, which is what counts as done
+        write_submission(self._path(block, ROWS), (row[:2] for row in rows))
+        if self.labels:
             write_labels(self._path(block, LABELS), rows)
-        write_submission(self._path(block), (row[:2] for row in rows))
 
-    def rows(self, kind: str = "", read: Callable = read_submission) -> Iterator[Row | Label]:
+    def rows(self, kind: str = ROWS, read: Callable = read_submission) -> Iterator[Row | Label]:
         """The rows of all blocks. Raises InputError for a block that is not as it was written."""
         for block, names in enumerate(self._pieces):
             path = self._path(block, kind)
@@ -123,7 +124,7 @@ class Blocks:
         started = before = time.monotonic()
         slowest = 0.0
         for block in claimed:
-            if before + slowest + JOINING * len(self.names) > end:
+            if before + slowest + JOINING * len(self.names) * len(self.kinds) > end:
                 break
             self.write(block, list(islice(rows, len(self._pieces[block]))))
             now = time.monotonic()
@@ -146,7 +147,7 @@ class Blocks:
         write_manifest(manifest_path(self.output), manifest)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, block: int, kind: str = "") -> Path:
+    def _path(self, block: int, kind: str) -> Path:
         return self.folder / f"block-{block:05}{kind}.csv"
 
 
