@@ -54,6 +54,17 @@ def open_pseudo(data: DataConfig, input_root: Path) -> PseudoPhotos | None:
     if data.pseudo is None:
         return None
     path = Path(data.pseudo)
+    digest, seen_cars, size = _read_manifest(path)
+    labels = _read_sure(path, data.pseudo_least)
+    photos = open_test(Path(data.pseudo_input or input_root), quality=data.photos)
+    if missing := sorted(labels.keys() - set(photos.image_ids)):
+        where = photos.photo_part.path
+        raise InputError(f"data.pseudo: {where}: lacks {few(missing)} of {path}; set data.pseudo_input to their folder")
+    return PseudoPhotos(path, photos, labels, size, digest, seen_cars)
+
+
+def _read_manifest(path: Path) -> tuple[str, list[str], Size]:
+    """Digest of the labels, what their networks have learnt from, size of the photos."""
     try:
         facts = json.loads(path.with_name(f"{path.name}.json").read_text())
         digest, seen_cars, size = facts["digest"], facts["seen_cars"], tuple(facts["size"])
@@ -64,18 +75,20 @@ def open_pseudo(data: DataConfig, input_root: Path) -> PseudoPhotos | None:
     if seen_cars is None:
         unknown = "which cars its networks have learnt from is not known"
         raise InputError(f"data.pseudo: {path}: {unknown}; train them with this version, and label again")
-    photos, labels, count = open_test(Path(data.pseudo_input or input_root), quality=data.photos), {}, 0
+    return digest, seen_cars, size
+
+
+def _read_sure(path: Path, least: float) -> dict[str, tuple[str, str]]:
+    """By image_id the runs of mask and dispute; says how many photos are left out."""
+    labels, count = {}, 0
     for count, label in enumerate(read_labels(path), 1):  # noqa: B007
-        if min(label.expected_dice, label.agreement) >= data.pseudo_least:
+        if min(label.expected_dice, label.agreement) >= least:
             labels[PurePath(label.img).stem] = label.rle_mask, label.disputed
-    unsure = f"expected Dice or agreement below data.pseudo_least={data.pseudo_least:g}"
+    unsure = f"expected Dice or agreement below data.pseudo_least={least:g}"
     if not labels:
         raise InputError(f"data.pseudo: {path}: all {count} photos have {unsure}; lower it, or leave data.pseudo out")
-    if missing := sorted(labels.keys() - set(photos.image_ids)):
-        where = photos.photo_part.path
-        raise InputError(f"data.pseudo: {where}: lacks {few(missing)} of {path}; set data.pseudo_input to their folder")
     say(f"{path}: {len(labels)} pseudo-labelled photos; {count - len(labels)} left out with {unsure}")
-    return PseudoPhotos(path, photos, labels, size, digest, seen_cars)
+    return labels
 
 
 class MixedPhotos:
