@@ -42,7 +42,7 @@ def command(where):
 
 @pytest.fixture(scope="module")
 def made(command, tmp_path_factory):
-    """Two experiments of three networks, labelled in one go."""
+    """By two experiments, three networks in all, without an interruption."""
     folder = tmp_path_factory.mktemp("made")
     run_script(*command, "two", "wide", "--output", folder / "x.csv", "--labels", folder / "labels.csv.gz")
     return folder

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TINY, run_script
 
-from carvana.config import Config, parse_config
+from carvana.config import Config, LossConfig, parse_config
 from carvana.data.augmentations import AUGMENTATIONS
 from carvana.data.cache import GIB, PhotoCache
 from carvana.data.dataset import TrainSet
@@ -18,7 +18,7 @@ from carvana.data.folds import read_folds
 from carvana.data.geometry import Fit
 from carvana.data.images import open_test, open_train
 from carvana.data.labels import Label, write_labels
-from carvana.data.pseudo import EpochPhotos, MixedPhotos, open_pseudo
+from carvana.data.pseudo import EpochPhotos, MixedPhotos, PseudoPhotos, open_pseudo
 from carvana.data.rle import rle_encode
 from carvana.errors import InputError
 from carvana.log import read_records, write_json
@@ -28,7 +28,7 @@ from carvana.training import fold as module
 from carvana.training.budget import Budget, Pace, plan_fold
 from carvana.training.dry_run import forward_passes
 from carvana.training.fold import train_fold
-from carvana.training.losses import LOSSES, LossConfig, weighted_sum
+from carvana.training.losses import LOSSES, weighted_sum
 from carvana.training.state import Fold, seen_cars, split_fold, with_pseudo
 
 SIZE = (96, 144)
@@ -146,6 +146,8 @@ def test_unsure_photos_are_left_out_and_what_cannot_be_trained_on_is_refused(dem
         assert "\n" not in str(error.value)
         return str(error.value)
 
+    with pytest.raises(ValueError, match="cannot change pseudo: they are of the whole run"):
+        configured(labels).changed(earlier_stages=[{"data": {"pseudo": "x"}, "train": {"epochs": 1}}])
     assert "all 16 photos have expected Dice or agreement below data.pseudo_least=1" in refusal(pseudo_least=1)
     assert "absent.csv.json: missing" in refusal(tmp_path / "absent.csv")
     assert "which cars its networks have learnt from is not known" in refusal(write_pseudo(labels, names, seen=None))
@@ -163,10 +165,10 @@ def test_unsure_photos_are_left_out_and_what_cannot_be_trained_on_is_refused(dem
 
 def test_a_fold_learns_from_no_network_that_knows_its_validation(demo, names, tmp_path):
     fold, root = split(demo, tmp_path), demo / "input"
-    label = lambda labelled, seen: open_pseudo(
-        configured(write_pseudo(tmp_path / "x.csv", labelled, seen)).data,
-        root if labelled is names else tmp_path / "other",
-    )
+
+    def label(labelled: list[str], seen: list[str], root: Path = root) -> PseudoPhotos:
+        return open_pseudo(configured(write_pseudo(tmp_path / "x.csv", labelled, seen)).data, root)
+
     pseudo = label(names, [*fold.train.cars, "far"])
     learning = with_pseudo(fold, pseudo)
     assert seen_cars(configured(tmp_path / "x.csv"), learning) == sorted([*fold.train.cars, "far", *pseudo.cars])
@@ -178,7 +180,7 @@ def test_a_fold_learns_from_no_network_that_knows_its_validation(demo, names, tm
     for photos in (fold.val, fold.train):
         same = list(map(photos.name, photos.image_ids))
         with pytest.raises(InputError, match=rf"labels of cars with true masks: {photos.cars[0]}; label other"):
-            with_pseudo(fold, label(same, ["far"]))
+            with_pseudo(fold, label(same, ["far"], tmp_path / "other"))
 
 
 def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same_weights(
