@@ -3,7 +3,8 @@
 `python src/make_submission.py unet_lite0 --tta hflip --output submissions/unet_lite0.csv.gz`
 
 What is predicted is kept in `<output>.parts/` until the file is whole: after a crash the same command continues. All
-GPUs share the work. Several machines take a `--shard` each, which `src/submission.py merge` joins.
+GPUs share the work. Several machines take a `--shard` each, which `src/submission.py merge` joins. With `--labels`
+what is predicted can be trained on: `data.pseudo`.
 """
 
 from pathlib import Path
@@ -24,6 +25,7 @@ def main(
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts, which submission.py merge joins.")] = "1/1",
     estimate: Annotated[bool, typer.Option("--estimate", help="Only measure a few photos and print figures.")] = False,
     block_size: Annotated[int, typer.Option(min=1, help="Photos kept at a time: a crash loses no more.")] = 128,
+    labels: Annotated[Path | None, typer.Option(help="A CSV to write beside: how sure each mask is.")] = None,
     ensemble: command.EnsembleOption = None, tta: command.TtaOption = None, threshold: command.ThresholdOption = None,
     fold: command.NetworksOption = None, hours: command.HoursOption = None, overwrite: command.OverwriteOption = False,
     input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
@@ -31,42 +33,45 @@ def main(
     backend: command.BackendOption = "torch", count: command.DevicesOption = None,
     precision: command.PrecisionOption = "auto",
 ) -> None:  # fmt: skip
-    from carvana.data.archive import Archive
     from carvana.data.images import open_test
+    from carvana.data.lines import check_suffix
     from carvana.data.loader import Loading
     from carvana.device import open_devices
     from carvana.log import say
     from carvana.models.checkpoint import photos_of
     from carvana.submission.blocks import Blocks
-    from carvana.submission.csv import check_suffix, read_sample
-    from carvana.submission.job import Job, choose, match_sample, predict_blocks
+    from carvana.submission.job import Job, choose, match_sample, predict_blocks, read_names
     from carvana.submission.journal import note_submission
 
     end = command.end_of(hours)
-    if output:
-        check_suffix(output)
-    elif not estimate:
+    if not output and not estimate:
         raise InputError("--output: missing; name the CSV to be written")
+    for path in filter(None, (output, labels)):
+        check_suffix(path)
+    if labels and labels == output:
+        raise InputError(f"--labels {labels}: the same file as --output; give another name")
     if estimate and threshold is None and not ensemble:
         threshold = HALF
     devices = open_devices(count, precision)
     choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold, fold)
     quality = photos_of(network.path for folds in checkpoints.values() for network in folds)
     photos = open_test(input_root, cars_file=cars, quality=quality)
-    names = read_sample(Archive(input_root).read_file("sample_submission.csv"))
-    image_ids = match_sample(names, photos, whole=cars is None)
-    job = Job(photos, image_ids, checkpoints, choice, devices[0], backend, Loading(batch_size, num_workers))
+    sample = read_names(input_root, labels is not None)
+    image_ids = match_sample(sample, photos, whole=cars is None) if sample else photos.image_ids
+    loading = Loading(batch_size, num_workers)
+    job = Job(photos, image_ids, checkpoints, choice, devices[0], backend, loading, labels is not None)
     networks = sum(map(len, checkpoints.values()))
     say(f"{choice}; {len(image_ids)} photos, {networks} networks x {len(choice.views)} views, {job.device.device}")
     if estimate:
         return print(*job.estimate_lines(SESSION if hours is None else hours, len(devices)), sep="\n")
     manifest = job.manifest(shard, block_size)
-    blocks = Blocks(output, manifest, job.names[manifest.first : manifest.first + manifest.photos])
+    names = job.names[manifest.first : manifest.first + manifest.photos]
+    blocks = Blocks(output, manifest, names, labels, job.seen_cars if labels else None)
     figures = predict_blocks(job, devices, blocks, overwrite, end)
     if figures is None:
         raise typer.Exit(command.STOPPED)
     print(f"{output}: {len(blocks.names)} rows, checked; {figures}")
-    if shard == "1/1" and cars is None:
+    if shard == "1/1" and cars is None and sample:
         note_submission(output, runs, command.command_line())
 
 

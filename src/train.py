@@ -26,6 +26,7 @@ def main(
 ) -> None:  # fmt: skip
     from carvana.data.folds import parse_folds, read_folds
     from carvana.data.images import open_train
+    from carvana.data.pseudo import open_pseudo
     from carvana.device import join_processes
     from carvana.experiment import load_experiment
     from carvana.log import say
@@ -33,7 +34,7 @@ def main(
     from carvana.training.budget import Budget, plan_fold
     from carvana.training.dry_run import cost_of_training, count_photos
     from carvana.training.fold import train_folds
-    from carvana.training.state import split_fold, with_epochs_of_folds
+    from carvana.training.state import split_fold, with_epochs_of_folds, with_pseudo
     from carvana.training.tracking import check_tracker
 
     deadline, limit = command.end_of(hours), budget and Budget(command.parse_duration(budget))
@@ -55,7 +56,8 @@ def main(
     photos = open_train(input_root, cars, config.data.photos)
     say(f"{len(photos.image_ids)} photos of {len(photos.cars)} of the {len(folds)} cars in {folds_file}")
     say(f"code at commit {git_commit()}")
-    splits = [split_fold(photos, folds, number, runs, config.name) for number in numbers]
+    pseudo = open_pseudo(config.data, input_root)
+    splits = [with_pseudo(split_fold(photos, folds, number, runs, config.name), pseudo) for number in numbers]
     if limit and len(splits) > 1:
         say(f"--budget {limit}: {len(splits)} folds take {command.format_duration(len(splits) * limit.seconds)} in all")
     if dry_run:

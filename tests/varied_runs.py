@@ -19,7 +19,8 @@ CPU = Device(torch.device("cpu"))
 
 
 def write_run(
-    runs: Path, name: str, size: list[int], folds: int, photos: Photos, digest: str = "digest", all_cars: bool = False
+    runs: Path, name: str, size: list[int], folds: int, photos: Photos, digest: str = "digest", all_cars: bool = False,
+    seen_cars: list[str] | None = None,
 ) -> None:  # fmt: skip
     """The folds of an experiment, none like another: half of the maps of these photos lies above 0.
 
@@ -39,7 +40,7 @@ def write_run(
             weight *= 4 / model(images).std()
             bias -= model(images).median()
         path = run_folder(runs / name, fold) / "best.safetensors"
-        save_checkpoint(path, model, config, fold, 1, None if fold is None else 0.5, digest)
+        save_checkpoint(path, model, config, fold, 1, None if fold is None else 0.5, digest, seen_cars)
 
 
 def write_unseen(runs: Path, demo: Path, **sizes: list[int]) -> Unseen:

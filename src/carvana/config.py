@@ -14,7 +14,9 @@ Pixels = Annotated[int, Field(ge=8, le=8192)]
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 STAGED = {"data", "loss", "optim", "train"}  # what a stage may change
-FIXED = {"average", "init_from", "memory_format", "photos", "precision", "seed"}  # of the whole run
+FIXED = {  # of the whole run
+    "average", "init_from", "memory_format", "photos", "precision", "pseudo", "pseudo_input", "pseudo_least", "seed"
+}  # fmt: skip
 
 
 class Group(BaseModel, frozen=True, extra="forbid"):
@@ -29,6 +31,10 @@ class DataConfig(Group):
     augmentation: str = Field("light", description="name of a set in carvana/data/augmentations.py")
     cache_gib: float = Field(4, ge=0, description="disk (/tmp) for photos and masks decoded to network size; 0 is none")
     num_workers: int = Field(2, ge=0, le=64, description="loader processes")
+    pseudo: str | None = Field(None, description="labels of make_submission.py --labels to train on as well")
+    pseudo_input: str | None = Field(None, description="where their photos are, in test; none is --input")
+    pseudo_least: Fraction = Field(0.99, description="expected Dice and agreement; photos below are left out")
+    pseudo_share: float = Field(1.0, ge=0, le=1000, description="pseudo-labelled photos an epoch for each with a mask")
 
     @field_validator("crop")
     @classmethod

@@ -64,7 +64,7 @@ class GrayCar(A.ImageOnlyTransform):
     targets_as_params = ("mask",)
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        return {"coverage": data["mask"]}
+        return {"coverage": data["mask"].reshape(*data["mask"].shape[:2], -1)[..., 0]}
 
     def apply(self, img: np.ndarray, coverage: np.ndarray, **params) -> np.ndarray:
         gray = cv2.cvtColor(cv2.cvtColor(img, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

@@ -39,7 +39,8 @@ class PhotoCache:
 
     def __init__(self, photos: Photos, fit: Fit, gib: float):
         self.photos, self.fit, self.image_ids = photos, fit, photos.image_ids
-        self._item_bytes = 4 * math.prod(fit.size)
+        self._shapes = (*fit.size, 3), (*fit.size, *photos.layers)
+        self._item_bytes = sum(map(math.prod, self._shapes))
         self._count = min(len(self.image_ids), int(gib * GIB) // self._item_bytes)
         self.path = self._create_file() if self._count else None
 
@@ -54,7 +55,7 @@ class PhotoCache:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (h, w, 3) and mask (h, w), 255 times the coverage, both uint8 and the caller's own."""
+        """Image (h, w, 3) and mask (h, w, *layers), 255 times the coverage, both uint8 and the caller's own."""
         is_kept = self.path and 0 <= index < self._count
         if is_kept and (item := self._read(index)):
             return item
@@ -84,7 +85,7 @@ class PhotoCache:
         return Path(name)
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        image, mask = np.empty((*self.fit.size, 3), np.uint8), np.empty(self.fit.size, np.uint8)
+        image, mask = (np.empty(shape, np.uint8) for shape in self._shapes)
         with suppress(OSError), self.path.open("rb", buffering=0) as file:
             file.seek(1 + index)
             if file.read(1) == DONE:

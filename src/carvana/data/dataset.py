@@ -13,6 +13,8 @@ from carvana.data.loader import to_tensor
 class TrainSet(Dataset):
     """Augmented photos: image (3, h, w) uint8, and mask (1, h, w) uint8, 255 times the coverage.
 
+    With pseudo-labelled photos a mask has a second layer: 255 times the share of the pixel that is disputed.
+
     With `crop`, a random window (height, width) of them. What a photo becomes depends on seed, epoch and its index
     alone, so a resumed run trains on the same pixels as an uninterrupted one.
     """
@@ -29,10 +31,10 @@ class TrainSet(Dataset):
         image, mask = self.source[index]
         if self.crop:  # all places are equally likely
             height, width = self.crop
-            top, left = (int(generator.integers(room + 1)) for room in np.subtract(mask.shape, self.crop))
+            top, left = (int(generator.integers(room + 1)) for room in np.subtract(mask.shape[:2], self.crop))
             image, mask = (pixels[top : top + height, left : left + width] for pixels in (image, mask))
         image, mask = augment(self.augmentation, image, mask, generator)
-        return to_tensor(image), torch.from_numpy(np.ascontiguousarray(mask))[None]
+        return to_tensor(image), torch.from_numpy(np.ascontiguousarray(np.atleast_3d(mask).transpose(2, 0, 1)))
 
 
 def collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,6 +87,8 @@ class Photos:
     Raises InputError if `photo_part` holds no photo, and later for a photo or mask that is missing or unreadable.
     """
 
+    layers = ()  # of a mask beyond height and width
+
     def __init__(self, photo_part: Part, mask_part: Part | None = None, cars: Iterable[str] | None = None):
         self.photo_part, self.mask_part = photo_part, mask_part
         cars = None if cars is None else frozenset(cars)

@@ -17,6 +17,12 @@ def dice(prediction: torch.Tensor, mask: torch.Tensor) -> float:
     return 2 * (prediction & mask).sum().item() / total if total else 1.0
 
 
+def expected_dice(probs: torch.Tensor, mask: torch.Tensor) -> float:
+    """Dice of a bool mask with the truth, as far as `probs` knows it: 2 sum(p m) / (sum(p) + sum(m)), 1 if all is 0."""
+    overlap, total = probs[mask].sum(dtype=torch.float64), probs.sum(dtype=torch.float64) + mask.sum()
+    return (2 * overlap / total).item() if total else 1.0
+
+
 def dice_curve(probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Dice of `probs >= t` for every t of THRESHOLDS: (99,), float64.
 

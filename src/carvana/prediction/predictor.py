@@ -1,11 +1,12 @@
 """From photos to probabilities or runs at photo size, in one pass: each photo is read once, and no map is kept."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import reduce
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch
 from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos
 from carvana.data.loader import Loading, load_photos, map_in_threads, to_tensor
-from carvana.data.rle import encode_tensor, rle_encode
+from carvana.data.rle import encode_tensor
 from carvana.device import Device
 from carvana.errors import InputError
 from carvana.log import progress
@@ -54,10 +55,15 @@ class Prediction(NamedTuple):
         return self.maps[0][0]
 
 
+Describe = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], Any]
+"""Of the first mix the probabilities and the mask, and the masks of the other mixes, all (H, W), to what is wanted."""
+
+
 class Encoded(NamedTuple):
     image_id: str
     size: Size  # of the photo
     rle: str
+    description: Any = None
 
 
 class Batch(NamedTuple):
@@ -89,6 +95,7 @@ class Predictor:
     def __init__(self, mixes: Sequence[Mix], device: Device, loading: Loading):
         self.mixes, self.device, self.loading = mixes, device, loading
         self.fits = list(dict.fromkeys(member.fit for mix in mixes for member in mix))
+        self.occurrences = Counter(member[:2] for mix in mixes for member in mix)
 
     def predict(
         self, photos: Photos, image_ids: list[str], masks: bool = False, description: str = "predict"
@@ -104,16 +111,17 @@ class Predictor:
                     bar.update()
 
     def encode(
-        self, photos: Photos, image_ids: list[str], threshold: float, postprocess: PostProcess = AS_IT_IS
-    ) -> Iterator[Encoded]:
-        """The thresholded and mended masks as runs: loading, networks and encoding work side by side.
+        self, photos: Photos, image_ids: list[str], threshold: float, postprocess: PostProcess = AS_IT_IS,
+        describe: Describe | None = None,
+    ) -> Iterator[Encoded]:  # fmt: skip
+        """The first mix's thresholded and mended masks as runs: loading, networks and encoding work side by side.
 
-        On a GPU a mask leaves the device as its runs only.
+        On a GPU a mask leaves the device as its runs only. `describe` works on the device, in several threads.
         """
 
         def work(batch: Batch) -> list[Encoded]:
             self.check(batch)
-            return encode_batch(batch, threshold, postprocess)
+            return encode_batch(batch, threshold, postprocess, describe)
 
         encoded = map_in_threads(work, self.batches(photos, image_ids), THREADS, WAITING)
         with progress([], "predict", total=len(image_ids)) as bar, closing(encoded):
@@ -173,14 +181,23 @@ class Predictor:
 
     def _mix(self, images: dict[Fit, torch.Tensor]) -> list[dict[Fit, torch.Tensor]]:
         """For each mix and each of its fits the sum of its members' maps, weighted so that a mix is their mean."""
-        sums = []
+        sums, kept = [], {}
+
+        def map_of(member: Member) -> torch.Tensor:
+            """A network of several mixes computes once."""
+            key = fit, network = member[:2]
+            probs = kept[key] if key in kept else network(images[fit])
+            if self.occurrences[key] > 1:
+                kept[key] = probs
+            return probs
+
         for mix in self.mixes:
             total, by_fit = sum(member.weight for member in mix), {}
             for member in mix:
                 by_fit.setdefault(member.fit, []).append(member)
             with self.device.autocast():
                 sums.append({
-                    fit: weighted_mean((m.network(images[fit]) for m in members), [m.weight / total for m in members])
+                    fit: weighted_mean(map(map_of, members), [m.weight / total for m in members])
                     for fit, members in by_fit.items()
                 })  # fmt: skip
         return sums
@@ -201,14 +218,21 @@ def fold_members(
     return [Member(fit, tta, weight / len(folds), str(fold.path)) for fold, tta in zip(folds, networks, strict=True)]
 
 
-def encode_batch(batch: Batch, threshold: float, postprocess: PostProcess) -> list[Encoded]:
-    """Brings a batch of one mix to photo size, cuts it at the threshold, mends what is to be mended, and encodes it."""
-    encode = encode_tensor if postprocess == AS_IT_IS else lambda mask: rle_encode(postprocess(mask.cpu().numpy()))
+def encode_batch(
+    batch: Batch, threshold: float, postprocess: PostProcess, describe: Describe | None = None
+) -> list[Encoded]:
+    """Brings a batch to photo size, cuts it at the threshold, mends the first mix's masks, and encodes these."""
+
+    def encode(index: int, image_id: str, size: Size) -> Encoded:
+        maps = (undo_fits(sums.items(), index, size)[0] for sums in batch.sums)  # at photo size two at a time
+        first = next(maps)
+        mask, masks = cut(first, threshold), [cut(probs, threshold) for probs in maps]
+        if postprocess != AS_IT_IS:
+            mask = torch.from_numpy(postprocess(mask.cpu().numpy())).to(first.device)
+        return Encoded(image_id, size, encode_tensor(mask), describe and describe(first, mask, masks))
+
     with torch.inference_mode():
-        return [
-            Encoded(image_id, size, encode(cut(batch.maps(index)[0][0], threshold)))
-            for index, (image_id, size) in enumerate(zip(batch.image_ids, batch.sizes, strict=True))
-        ]
+        return list(map(encode, range(len(batch.sizes)), batch.image_ids, batch.sizes))
 
 
 def cut(probs: torch.Tensor, threshold: float) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -11,11 +11,13 @@ from tempfile import TemporaryDirectory
 
 from carvana.data.archive import Archive
 from carvana.data.images import car_of, read_cars
+from carvana.data.labels import Label, read_labels, write_labels
+from carvana.data.lines import check_suffix
 from carvana.errors import InputError, few
-from carvana.log import say
+from carvana.log import say, write_json
 from carvana.provenance import file_digest
 from carvana.submission.checker import find_faults
-from carvana.submission.csv import Row, check_suffix, read_sample, read_submission, write_submission
+from carvana.submission.csv import Row, read_sample, read_submission, write_submission
 from carvana.submission.manifest import (
     SAME_JOB,
     Manifest,
@@ -27,6 +29,7 @@ from carvana.submission.manifest import (
     write_manifest,
 )  # fmt: skip
 
+ROWS, LABELS = "", ".labels"  # kinds of blocks
 JOINING = 5e-4  # seconds a row to join, compress and check
 
 
@@ -34,10 +37,16 @@ class Blocks:
     """The blocks of one output, `<output>.parts/block-00012.csv`; each appears whole or not at all.
 
     names: of all photos of the output, in order. Several processes may fill the folder at once, each its own blocks.
+    With `labels`, the path of their file, rows are labels, and `seen_cars` go into the manifest of that file.
     """
 
-    def __init__(self, output: Path, manifest: Manifest, names: list[str]):
+    def __init__(
+        self, output: Path, manifest: Manifest, names: list[str], labels: Path | None = None,
+        seen_cars: list[str] | None = None,
+    ):  # fmt: skip
         self.output, self.manifest, self.names = output, manifest, names
+        self.labels, self.seen_cars = labels, seen_cars
+        self.kinds = (ROWS, LABELS) if labels else (ROWS,)
         self.folder = output.with_name(f"{output.name}.parts")
 
     def check(self) -> None:
@@ -81,19 +90,21 @@ class Blocks:
 
     def missing(self) -> list[int]:
         """The blocks that are not written yet."""
-        return [block for block in range(len(self)) if not self._path(block).exists()]
+        return [block for block in range(len(self)) if not all(self._path(block, kind).exists() for kind in self.kinds)]
 
-    def write(self, block: int, rows: list[Row]) -> None:
+    def write(self, block: int, rows: list[Row | Label]) -> None:
         if not (path := self.folder / "manifest.json").exists():
             write_manifest(path, self.manifest)
-        write_submission(self._path(block), rows)
+        write_submission(self._path(block, ROWS), (row[:2] for row in rows))
+        if self.labels:
+            write_labels(self._path(block, LABELS), rows)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, kind: str = ROWS, read: Callable = read_submission) -> Iterator[Row | Label]:
         """The rows of all blocks. Raises InputError for a block that is not as it was written."""
         for block, names in enumerate(self._pieces):
-            path = self._path(block)
-            rows = list(read_submission(path))
-            if [name for name, _ in rows] != names:
+            path = self._path(block, kind)
+            rows = list(read(path))
+            if [row[0] for row in rows] != names:
                 raise InputError(f"{path}: damaged; remove it and give the same command again")
             yield from rows
 
@@ -105,7 +116,7 @@ class Blocks:
             say(f"{self.folder}: {len(self) - len(missing)} of {len(self)} blocks are there already")
         return missing
 
-    def fill(self, claimed: list[int], rows: Iterator[Row], end: float) -> float:
+    def fill(self, claimed: list[int], rows: Iterator[Row | Label], end: float) -> float:
         """Writes blocks until one more, or the joining of all, might not be done at `end`; returns the seconds taken.
 
         `end` is of the monotonic clock, which all processes of a machine share.
@@ -113,7 +124,7 @@ class Blocks:
         started = before = time.monotonic()
         slowest = 0.0
         for block in claimed:
-            if before + slowest + JOINING * len(self.names) > end:
+            if before + slowest + JOINING * len(self.names) * len(self.kinds) > end:
                 break
             self.write(block, list(islice(rows, len(self._pieces[block]))))
             now = time.monotonic()
@@ -121,19 +132,23 @@ class Blocks:
         return max(before - started, 1e-3)
 
     def finish(self) -> None:
-        """Joins the blocks in their folder, checks the result and moves it to the output.
+        """Joins the blocks in their folder, checks the result and moves it to the output, after the labels.
 
         Its manifest comes beside it, and only then are the blocks removed.
         """
         joined = self.folder / self.output.name
         write_checked(joined, self.rows(), self.names, self.manifest.size)
+        if self.labels:
+            write_labels(self.labels, self.rows(LABELS, read_labels))
+            facts = {"seen_cars": self.seen_cars, "digest": file_digest(self.labels)}
+            write_json(manifest_path(self.labels), self.manifest.model_dump(mode="json") | facts)
         os.replace(joined, self.output)
         manifest = self.manifest.model_copy(update={"digest": file_digest(self.output)})
         write_manifest(manifest_path(self.output), manifest)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, block: int) -> Path:
-        return self.folder / f"block-{block:05}.csv"
+    def _path(self, block: int, kind: str) -> Path:
+        return self.folder / f"block-{block:05}{kind}.csv"
 
 
 def write_checked(path: Path, rows: Iterator[Row], names: list[str], size: tuple[int, int]) -> None:

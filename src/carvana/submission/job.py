@@ -7,21 +7,24 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from carvana.data.archive import Archive
 from carvana.data.folds import fold_name
 from carvana.data.geometry import Size
 from carvana.data.images import Photos
+from carvana.data.labels import Label
 from carvana.data.loader import Loading
 from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError, few
 from carvana.evaluation.oof import choose_threshold, find_checkpoints
 from carvana.log import alone_in, say
-from carvana.models.checkpoint import Checkpoint, load_checkpoint
+from carvana.models.checkpoint import Checkpoint, load_checkpoint, read_facts
 from carvana.prediction.ensemble import Choice, read_ensemble
 from carvana.prediction.predictor import Predictor, fold_members
 from carvana.prediction.tta import parse_views
 from carvana.provenance import git_commit, versions
 from carvana.submission.blocks import Blocks
-from carvana.submission.csv import Row
+from carvana.submission.csv import Row, read_sample
+from carvana.submission.labels import describe
 from carvana.submission.manifest import Manifest, digest_names, parse_shard
 
 ESTIMATE_BATCHES, ESTIMATE_SECONDS = 64, 30.0
@@ -59,13 +62,25 @@ def _load(paths: dict[str, list[Path]]) -> dict[str, list[Checkpoint]]:
 
 
 def build_predictor(
-    choice: Choice, checkpoints: dict[str, list[Checkpoint]], device: Device, loading: Loading, backend: str
-) -> Predictor:
-    """The weighted mean of the experiments, in each of them the mean of its folds."""
+    choice: Choice, checkpoints: dict[str, list[Checkpoint]], device: Device, loading: Loading, backend: str,
+    each: bool = False,
+) -> Predictor:  # fmt: skip
+    """The weighted mean of the experiments, in each of them the mean of its folds; with `each` also each of several."""
     mix = []
     for name, folds in checkpoints.items():
         mix += fold_members(folds, choice.views, device, choice.experiments[name], backend)
-    return Predictor([mix], device, loading)
+    return Predictor([mix, *([member] for member in mix if each and len(mix) > 1)], device, loading)
+
+
+def read_names(input_root: Path, labels: bool) -> list[str] | None:
+    """The sample's names. Photos that are only labelled need no sample: None if there is none."""
+    try:
+        sample = Archive(input_root).read_file("sample_submission.csv")
+    except InputError:
+        if labels:
+            return None
+        raise
+    return read_sample(sample)
 
 
 def match_sample(names: list[str], photos: Photos, whole: bool) -> list[str]:
@@ -91,6 +106,7 @@ class Job:
     device: Device
     backend: str
     loading: Loading
+    labelled: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -101,16 +117,23 @@ class Job:
         """Of the first photo; all must have it."""
         return self.photos.image(self.image_ids[0]).shape[:2]
 
-    def rows(self, image_ids: list[str]) -> Iterator[Row]:
-        """The rows of these photos. Raises InputError if one differs in size from the first of all."""
-        choice = self.choice
-        predictor = build_predictor(choice, self.checkpoints, self.device, self.loading, self.backend)
-        for image_id, size, rle in predictor.encode(self.photos, image_ids, choice.threshold, choice.postprocess):
+    @property
+    def seen_cars(self) -> list[str] | None:
+        """All that any of the networks has learnt from; None if one of them does not know."""
+        known = [read_facts(fold.path).get("seen_cars") for folds in self.checkpoints.values() for fold in folds]
+        return None if None in known else sorted(set().union(*known))
+
+    def rows(self, image_ids: list[str]) -> Iterator[Row | Label]:
+        """The rows of these photos, or their labels. Raises InputError if one differs in size from the first of all."""
+        choice, options = self.choice, (self.device, self.loading, self.backend, self.labelled)
+        encode = build_predictor(choice, self.checkpoints, *options).encode
+        mend = choice.threshold, choice.postprocess, describe if self.labelled else None
+        for image_id, size, rle, facts in encode(self.photos, image_ids, *mend):
             name = self.photos.name(image_id)
             if size != self.size:
                 sizes = sorted([size, self.size])
                 raise InputError(f"{name}: photos of different sizes in one submission: {sizes}")
-            yield name, rle
+            yield Label(name, rle, *facts) if self.labelled else (name, rle)
 
     def manifest(self, shard: str, block_size: int) -> Manifest:
         """The record of how a shard is made. Raises InputError if there are more shards than blocks.
@@ -132,6 +155,7 @@ class Job:
             weights=choice.experiments, views=list(choice.views), threshold=choice.threshold,
             postprocess=vars(choice.postprocess), batch_size=batch_size, block_size=block_size,
             device=str(self.device), backend=self.backend, commit=git_commit(), versions=versions(),
+            labels=self.labelled,
         )  # fmt: skip
 
     def estimate_lines(self, hours: float, devices: int) -> list[str]:
@@ -178,7 +202,7 @@ def fill_blocks(job: Job, blocks: Blocks, claimed: list[int], end: float) -> tup
     return rate, job.device.peak_memory()
 
 
-def measure(rows: Iterator[Row], first: int, enough: int, seconds: float) -> tuple[int, float]:
+def measure(rows: Iterator, first: int, enough: int, seconds: float) -> tuple[int, float]:
     """Takes rows until there are `enough` or the time is over; gives how many were measured, and rows a second.
 
     The `first` ones are a warm-up and not counted.

@@ -42,13 +42,14 @@ class Manifest(BaseModel):
     backend: str
     commit: str
     versions: dict[str, str]
+    labels: bool = False  # whether they are made beside it
     digest: str | None = None  # sha256 of the part's file, once it is written
 
 
 ALIKE = (  # in all parts of a submission
     "sample", "sample_photos", "size", "checkpoints", "weights", "views", "threshold", "postprocess", "backend",
 )  # fmt: skip
-SAME_JOB = (*ALIKE, "shard", "first", "photos", "batch_size", "block_size")
+SAME_JOB = (*ALIKE, "shard", "first", "photos", "batch_size", "block_size", "labels")
 
 
 def find_difference(first: Manifest, second: Manifest, keys: tuple[str, ...]) -> str | None:

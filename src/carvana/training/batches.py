@@ -11,10 +11,11 @@ from carvana.data.dataset import TrainSet, collate
 from carvana.data.geometry import Fit
 from carvana.data.images import Photos
 from carvana.data.loader import worker_options
+from carvana.data.pseudo import EpochPhotos, MixedPhotos
 from carvana.training.learner import Learner
 
 
-def shared_cache(learner: Learner, photos: Photos, data: DataConfig) -> PhotoCache:
+def shared_cache(learner: Learner, photos: Photos | MixedPhotos, data: DataConfig) -> PhotoCache:
     """One for all processes of a machine: the first one of them makes the file."""
     accelerator, machine = learner.accelerator, platform.node()
     cache = PhotoCache(photos, Fit.of(data), data.cache_gib if accelerator.is_local_main_process else 0)
@@ -22,9 +23,11 @@ def shared_cache(learner: Learner, photos: Photos, data: DataConfig) -> PhotoCac
     return cache if cache.path else cache.join(paths.get(machine))
 
 
-def train_loader(learner: Learner, photos: PhotoCache) -> DataLoader:
-    """This epoch's batches, this process's share of them."""
+def train_loader(learner: Learner, photos: PhotoCache, labelled: int | None = None) -> DataLoader:
+    """This epoch's batches, this process's share of them; all but the first `labelled` photos are pseudo-labelled."""
     accelerator, stage, epoch = learner.accelerator, learner.stage, learner.position.epoch
+    if labelled is not None:
+        photos = EpochPhotos(photos, labelled, stage.data.pseudo_share, stage.train.seed, epoch)
     dataset = TrainSet(photos, stage.data.augmentation, stage.train.seed, epoch, stage.data.crop)
     sampler = DistributedSampler(dataset, accelerator.num_processes, accelerator.process_index, seed=stage.train.seed)
     sampler.set_epoch(epoch)

@@ -20,6 +20,7 @@ from carvana.config import Config
 from carvana.data.cache import PhotoCache
 from carvana.data.geometry import Fit
 from carvana.data.images import Photos
+from carvana.data.pseudo import drawn_photos
 from carvana.device import process_state
 from carvana.errors import InputError
 from carvana.log import say
@@ -185,7 +186,8 @@ def measure_paces(config: Config, fold: Fold, with_validation: bool) -> list[Pac
     for stage in config.stages:
         learner.begin_epoch()
         learner.loss = weighted_sum(stage.loss)
-        pace = measure_training(learner, fold.train)
+        photos, pseudo = len(fold.train.image_ids), len(fold.pseudo.labels) if fold.pseudo else 0
+        pace = measure_training(learner, fold.train, photos + drawn_photos(photos, pseudo, stage.data.pseudo_share))
         validation = measure_validation(learner, fold.val) if with_validation and fold.val else 0.0
         paces.append(Pace(pace.first + validation, pace.later + validation))
         learner.position.epoch += stage.train.epochs
@@ -196,14 +198,14 @@ def measure_paces(config: Config, fold: Fold, with_validation: bool) -> list[Pac
     return paces
 
 
-def measure_training(learner: Learner, photos: Photos) -> Pace:
-    """As many of the few photos are cached as of all, in proportion."""
+def measure_training(learner: Learner, photos: Photos, count: int) -> Pace:
+    """Of `count` photos an epoch, by a few of them. As many of the few are cached as of all, in proportion."""
     data, few = learner.stage.data, photos.select(photos.cars[:CARS])
-    ratio = len(photos.image_ids) / len(few.image_ids)
+    ratio = count / len(few.image_ids)
     next(iter(train_loader(learner, PhotoCache(few, Fit.of(data), 0))))  # starts the server that loaders are forked of
     cache = shared_cache(learner, few, data.model_copy(update={"cache_gib": data.cache_gib / ratio}))
     decoded, cached = (seconds_of(load_all, learner, cache) for _ in range(2))
-    later = measure_epoch(learner, cache, len(photos.image_ids))
+    later = measure_epoch(learner, cache, count)
     return Pace(later + ratio * max(0.0, decoded - cached), later)
 
 

@@ -25,6 +25,7 @@ from carvana.training.state import (
     prepare_folder,
     refuse_conflict,
     save_state,
+    training_photos,
     write_run,
 )  # fmt: skip
 from carvana.training.tracking import log_epoch, tracking
@@ -116,7 +117,7 @@ def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: flo
     learner.loss = weighted_sum(stage.loss)
     if done == 0:
         learner.position.best_dice = -1.0
-    photos = shared_cache(learner, fold.train, stage.data)
+    photos = shared_cache(learner, training_photos(fold, stage), stage.data)
     while True:
         longest = max((r["train_seconds"] + r["val_seconds"] for r in records[-done:]), default=0)
         check_clock(learner, deadline, 1.05 * longest)  # a margin for writing
@@ -137,7 +138,7 @@ def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float)
     set_seed(stage.train.seed + 1000 * (position.epoch + 1), device_specific=True)
     learner.begin_epoch()
     started = time.monotonic()
-    loader = train_loader(learner, photos)
+    loader = train_loader(learner, photos, len(fold.train.image_ids))
     record = train_one_epoch(learner, loader, deadline)
     trained = time.monotonic()
     scores = validate(learner, fold.val, deadline) if fold.val else {}

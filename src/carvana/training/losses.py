@@ -14,6 +14,7 @@ from carvana.config import LossConfig
 from carvana.training.contour import contour_distance
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+SURE = 20.0  # a logit whose probability is 1 in float32
 pixel_bce = partial(F.binary_cross_entropy_with_logits, reduction="none")
 
 
@@ -103,6 +104,9 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {loss.__name__: loss for loss i
 def weighted_sum(config: LossConfig) -> Loss:
     """The configured terms times their weights, in float32 whatever the network's precision.
 
+    Masks may be (N, 2, H, W): where the second layer is one half or more, pixels are disputed, and count as if the
+    network were right and sure of it, by whole pixels; they have no gradient.
+
     Logits may be (N, C, H, W) for masks (N, 1, H, W): channel 0 final, then those of coarser levels (deep
     supervision). The losses of the channels are then averaged, weighing 1, 1/2, 1/4 ...
     """
@@ -111,11 +115,19 @@ def weighted_sum(config: LossConfig) -> Loss:
 
     def loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         logits, masks = logits.float(), masks.float()
+        if masks.shape[1] == 2:
+            logits, masks = settle_disputed(logits, *masks.split(1, dim=1))
         levels = [sum(weight * term(level, masks) for weight, term in terms) for level in logits.split(1, dim=1)]
         shares = [0.5**depth for depth in range(len(levels))]
         return sum(share * level for share, level in zip(shares, levels, strict=True)) / sum(shares)
 
     return loss
+
+
+def settle_disputed(logits: torch.Tensor, masks: torch.Tensor, disputed: torch.Tensor) -> tuple:
+    """Logits and masks in which disputed pixels are whole and right: no loss has anything to ask of them."""
+    disputed, car = disputed >= 0.5, (masks >= 0.5).float()
+    return torch.where(disputed, SURE * (2 * car - 1), logits), torch.where(disputed, car, masks)
 
 
 def _dice_score(probs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

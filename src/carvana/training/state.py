@@ -3,7 +3,7 @@
 import json
 import shutil
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -16,6 +16,7 @@ from carvana.config import Config, differences
 from carvana.data.augmentations import build_augmentation
 from carvana.data.folds import check_folds, fold_name, folds_digest, run_folder
 from carvana.data.images import Photos
+from carvana.data.pseudo import MixedPhotos, PseudoPhotos
 from carvana.errors import InputError, few
 from carvana.log import read_records, say, write_json
 from carvana.models import find_model
@@ -24,7 +25,8 @@ from carvana.models.checkpoint import leaking_cars, read_facts
 # What a resumed run may change: the machine and how photos reach it; the encoder's weights are in its state.
 LOADING = {"data": {"num_workers", "cache_gib"}}
 MACHINE = {"model": {"weights"}, "train": {"precision", "memory_format"}}
-LEFT_OUT = LOADING | MACHINE | {"earlier_stages": {"__all__": LOADING}}
+PSEUDO = {"pseudo", "pseudo_input", "pseudo_least", "pseudo_share"}  # facts of their own: a file may lie elsewhere
+LEFT_OUT = {"data": LOADING["data"] | PSEUDO, **MACHINE, "earlier_stages": {"__all__": LOADING}}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Fold:
     val: Photos | None  # None: no validation
     digest: str  # of the whole table of folds
     folder: Path
+    pseudo: PseudoPhotos | None = None
 
     @property
     def val_cars(self) -> list[str]:
@@ -90,6 +93,29 @@ def with_epochs_of_folds(config: Config, run: Path, resume: bool) -> Config:
     return config.with_epochs(medians)
 
 
+def with_pseudo(fold: Fold, pseudo: PseudoPhotos | None) -> Fold:
+    """The fold, to be trained on pseudo-labelled photos too, if any.
+
+    Raises InputError if their networks have learnt from cars of its validation, or if they are of cars with true masks.
+    """
+    if pseudo is None:
+        return fold
+    place = f"data.pseudo: {pseudo.path}"
+    if leaking := sorted(set(fold.val_cars).intersection(pseudo.seen_cars)):
+        learnt = f"its networks have learnt from cars of this fold's validation: {few(leaking)}"
+        raise InputError(f"{place}: {learnt}; label with fold {fold.number}'s networks alone")
+    if twice := sorted({*fold.train.cars, *fold.val_cars}.intersection(pseudo.cars)):
+        raise InputError(f"{place}: labels of cars with true masks: {few(twice)}; label other photos")
+    return replace(fold, pseudo=pseudo)
+
+
+def training_photos(fold: Fold, stage: Config) -> Photos | MixedPhotos:
+    """What a stage trains on, those with true masks first."""
+    if stage.data.pseudo and not fold.pseudo:
+        raise ValueError("data.pseudo is set, but the fold has not been through with_pseudo")
+    return MixedPhotos(fold.train, fold.pseudo) if fold.pseudo and stage.data.pseudo_share else fold.train
+
+
 def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
     """This fold's, of the run `train.init_from`. Raises InputError if it has learnt from cars of this validation."""
     if config.train.init_from is None:
@@ -101,9 +127,10 @@ def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
 
 
 def seen_cars(config: Config, fold: Fold) -> list[str]:
-    """All that this fold's weights learn from: its own cars, and those of the run that it starts from."""
-    initial = initial_checkpoint(config, fold)
-    return sorted({*fold.train.cars, *(read_facts(initial).get("seen_cars") or () if initial else ())})
+    """All that this fold's weights learn from: its own cars, and those of the run or labels that it starts from."""
+    initial, pseudo = initial_checkpoint(config, fold), fold.pseudo
+    earlier = (read_facts(initial).get("seen_cars") if initial else None) or ()
+    return sorted({*fold.train.cars, *earlier, *((*pseudo.cars, *pseudo.seen_cars) if pseudo else ())})
 
 
 @dataclass
@@ -165,10 +192,12 @@ def load_state(accelerator: Accelerator, folder: Path) -> bool:
 
 def run_facts(config: Config, fold: Fold, budget: Budget | None = None) -> dict:
     """What must be the same for a run to be resumed."""
+    data, digest = config.data, fold.pseudo and fold.pseudo.digest
     return {
         "config": config.model_dump(mode="json", exclude=LEFT_OUT),
         "folds_digest": fold.digest, "train_cars": fold.train.cars, "val_cars": fold.val_cars,
         "budget": budget and str(budget),
+        "pseudo": digest and {"digest": digest, "least": data.pseudo_least, "share": data.pseudo_share},
     }  # fmt: skip
 
 
