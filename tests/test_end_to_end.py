@@ -78,7 +78,7 @@ def test_photos_of_higher_quality_are_all_that_is_needed(workplace, tmp_path):
         hq = name in ("train", "test")
         (tmp_path / f"{name}_hq" if hq else tmp_path / name).symlink_to((root / "input" / name).resolve())
     data = ["--input", tmp_path, "--runs", root / "runs"]
-    quick = ["--set", "data.photos=hq", "--set", "train.epochs=1", "--folds", "folds.csv", "--name", "hq"]
+    quick = ["--set", "data.photos=hq", "--set", "train.epochs=3", "--folds", "folds.csv", "--name", "hq"]
     run_script("train.py", "tiny.yaml", *data, *quick, cwd=root)
     run_script("evaluate.py", "hq", *data, "--folds", "folds.csv", cwd=root)
     run_script("make_submission.py", "hq", *data, "--output", tmp_path / "x.csv", cwd=root)

@@ -229,7 +229,7 @@ def test_limits_state_each_part_of_the_work_as_a_share(small, capsys, monkeypatc
     assert min(shares) >= 0
     kinds = [int(share) for share in re.findall(r"(\d+) %", kinds)]
     assert sum(kinds) == pytest.approx(100, abs=4)  # rounded
-    assert min(kinds[:4]) > 0
+    assert min(kinds[:3]) > 0
 
 
 def test_loader_compares_what_it_delivers_with_what_is_computed_of_a_t4(small, capsys, monkeypatch):

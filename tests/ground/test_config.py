@@ -28,7 +28,7 @@ STAGED = Config(
 WRONG = {  # overrides
     "optim.lrr=1": r"optim\.lrr: no such setting; did you mean lr\?",
     "optimizer.lr=1": "optimizer: no such setting; did you mean optim",
-    "optim.zzz=1": "optim.zzz: no such setting; choose from lr, encoder_lr_factor",
+    "optim.zzz=1": "optim.zzz: no such setting; choose from optimizer, lr",
     "optim.lr=-1": r"optim\.lr = -1: .*greater than 0", "data.size=[512]": "data.size",
     "data.fit=stretch": "data.fit = 'stretch': .*'resize' or 'pad'",
     "data.crop=[1024,64]": r"data.crop = \[1024, 64\]: .*larger than data.size, 256x384",

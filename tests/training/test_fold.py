@@ -306,7 +306,7 @@ def test_a_killed_run_resumes_to_the_weights_of_a_whole_one(whole, tmp_path, fun
     assert [(step, pytest.approx(2 * rate)) for step, rate in points["rate/encoder"]] == points["rate/lr"]
 
 
-@pytest.mark.parametrize("models", [0.5, 1.5])  # a checkpoint is 1, the optimizer's state 2
+@pytest.mark.parametrize("models", [0.5, 1.05])  # a checkpoint is 1, the optimizer's state a little more
 def test_a_full_disk_stops_a_run_and_leaves_no_half_state(whole, tmp_path, models):
     full = replace(whole, folder=tmp_path / "full" / "fold0")
     most = models * (whole.folder / "best.safetensors").stat().st_size
