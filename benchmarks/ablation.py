@@ -45,6 +45,7 @@ VARIANTS = {
     "border_bce_dice": ["loss={border_bce_dice: 1}"],
     "bce_lovasz": ["loss={bce: 1, lovasz_hinge: 1}"],
     "hard_targets": [],  # masks cut at half coverage: `hard_targets` below
+    "adamw": ["optim.optimizer=adamw"],
     "no_ema": ["optim.ema_decay=0"],
     "one_size": ["earlier_stages=[]"],
     "whole_photos": ["data.size=[512, 768]", "data.crop=null"],
