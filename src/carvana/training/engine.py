@@ -30,8 +30,9 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
     """
     optim, position, clip_norm = learner.stage.optim, learner.position, learner.accelerator.clip_grad_norm_
     epochs, steps, losses, bad_in_a_row = learner.config.epochs, len(loader), [], 0
-    begin = learner.progress(position.epoch)
-    share = (learner.progress(position.epoch + 1) - begin) / steps  # of a step in the rate's schedule
+    _, done = learner.config.stage_of(position.epoch)
+    begin = learner.progress(done)
+    share = (learner.progress(done + 1) - begin) / steps  # of a step in the stage's schedule
     learner.model.train()
     batches = iter(loader)
     batch = send(next(batches, None), learner)

@@ -116,7 +116,7 @@ def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: flo
     stage, done = learner.config.stage_of(learner.position.epoch)
     learner.loss = weighted_sum(stage.loss)
     if done == 0:
-        learner.position.best_dice = -1.0
+        learner.begin_stage()
     photos = shared_cache(learner, training_photos(fold, stage), stage.data)
     while True:
         longest = max((r["train_seconds"] + r["val_seconds"] for r in records[-done:]), default=0)

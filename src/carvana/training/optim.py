@@ -43,6 +43,6 @@ def rate_factor(progress: float, step: float, warmup: float) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Each group's share of `lr`. The rate is a function of the run's progress, so there is nothing to resume."""
+    """Each group's share of `lr`. The rate is a function of the stage's progress, so there is nothing to resume."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["share"]

@@ -141,8 +141,8 @@ class Position:
     step: int = 0
     best_dice: float = -1.0  # of the stage
     micro_batch: int = 0  # of the epoch
-    since: int = 0  # epochs done when their planned number was last changed
-    progress: float = 0.0  # of the rate's schedule at that time
+    since: int = 0  # epochs of the stage done when their planned number was last changed
+    progress: float = 0.0  # of the stage's rate at that time
     precisions: list[str] = field(default_factory=list)  # one after the other
 
     def state_dict(self) -> dict:
