@@ -31,10 +31,10 @@ def main(
     from carvana.experiment import load_experiment
     from carvana.log import say
     from carvana.provenance import git_commit
-    from carvana.training.budget import Budget, plan_fold
+    from carvana.training.budget import plan_fold
     from carvana.training.dry_run import cost_of_training, count_photos
     from carvana.training.fold import train_folds
-    from carvana.training.state import split_fold, with_epochs_of_folds, with_pseudo
+    from carvana.training.state import Budget, split_fold, with_epochs_of_folds, with_pseudo
     from carvana.training.tracking import check_tracker
 
     deadline, limit = command.end_of(hours), budget and Budget(command.parse_duration(budget))

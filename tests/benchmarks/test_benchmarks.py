@@ -20,7 +20,7 @@ from carvana.log import read_records
 from carvana.models import build_model
 from carvana.models.checkpoint import save_checkpoint
 from carvana.models.encoder import create_encoder
-from carvana.training.budget import Pace
+from carvana.training.pace import Pace
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_SMP = pytest.mark.skipif(

@@ -18,12 +18,13 @@ from carvana.errors import InputError
 from carvana.log import read_records
 from carvana.models.checkpoint import read_facts
 from carvana.training import budget as module
-from carvana.training import engine
+from carvana.training import engine, pace
 from carvana.training import fold as runs
-from carvana.training.budget import Pace, adapt, measure_paces, plan_epochs
+from carvana.training.budget import adapt, plan_epochs
 from carvana.training.fold import train_fold
 from carvana.training.learner import build_learner
 from carvana.training.optim import rate_factor
+from carvana.training.pace import Pace, measure_paces
 from carvana.training.state import Budget, Fold, read_run, saved_states, split_fold, stage_epochs
 
 STAGE = {"data": {"size": [16, 32]}, "train": {"epochs": 2}}
@@ -113,7 +114,7 @@ def test_the_rate_has_no_jump_where_epochs_change_and_ends_at_zero(tiny):
 
 def test_a_budgeted_run_is_that_of_the_same_epochs_given_by_hand(fold, monkeypatch, capsys):
     """Measuring leaves no trace in it."""
-    monkeypatch.setattr(module, "SECONDS", 0)
+    monkeypatch.setattr(pace, "SECONDS", 0)
     measured = Mock(wraps=measure_paces)
     monkeypatch.setattr(module, "measure_paces", measured)
     monkeypatch.setattr(module, "plan_epochs", lambda *_: [1, 2])
@@ -129,15 +130,15 @@ def test_a_budgeted_run_is_that_of_the_same_epochs_given_by_hand(fold, monkeypat
 
 
 def test_measuring_has_a_few_steps_of_each_stage_and_a_car_of_validation(fold, monkeypatch):
-    monkeypatch.setattr(module, "SECONDS", 0)
-    steps, validated = Mock(wraps=engine.forward_backward), Mock(wraps=module.validate)
+    monkeypatch.setattr(pace, "SECONDS", 0)
+    steps, validated = Mock(wraps=engine.forward_backward), Mock(wraps=pace.validate)
     monkeypatch.setattr(engine, "forward_backward", steps)
-    monkeypatch.setattr(module, "validate", validated)
+    monkeypatch.setattr(pace, "validate", validated)
     paces = measure_paces(CONFIG, fold, with_validation=False)
     assert [call.args[1].shape[2:] for call in steps.call_args_list] == [(16, 32)] * 4 + [(32, 48)] * 4
     assert validated.call_count == 0
     assert all(pace.first >= pace.later > 0 for pace in paces)
-    monkeypatch.setattr(module, "measure_training", lambda *_: Pace(1.0, 1.0))
+    monkeypatch.setattr(pace, "measure_training", lambda *_: Pace(1.0, 1.0))
     assert all(pace.later > 1 for pace in measure_paces(CONFIG, fold, with_validation=True))
     assert validated.call_count == 2
 
@@ -177,8 +178,8 @@ def test_a_resumed_run_keeps_its_plan_measures_nothing_and_goes_on_as_if_it_had_
 def test_a_network_of_all_cars_fills_its_budget_without_validation_and_is_kept_at_the_end(fold, monkeypatch):
     """Though the plan has changed on the way, as above."""
     all_cars = replace(fold, number=None, val=None, folder=fold.folder.with_name("none"))
-    monkeypatch.setattr(module, "measure_training", lambda *_: Pace(6, 6))
-    monkeypatch.setattr(module, "measure_validation", None)
+    monkeypatch.setattr(pace, "measure_training", lambda *_: Pace(6, 6))
+    monkeypatch.setattr(pace, "measure_validation", None)
     monkeypatch.setattr(runs, "run_epoch", slow)
     kept = Mock(wraps=runs.keep_checkpoint)
     with patch.object(runs, "keep_checkpoint", kept):

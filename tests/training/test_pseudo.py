@@ -25,11 +25,12 @@ from carvana.log import read_records, write_json
 from carvana.models.checkpoint import load_checkpoint, read_facts
 from carvana.provenance import file_digest
 from carvana.training import fold as module
-from carvana.training.budget import Budget, Pace, plan_fold
+from carvana.training.budget import plan_fold
 from carvana.training.dry_run import forward_passes
 from carvana.training.fold import train_fold
 from carvana.training.losses import LOSSES, weighted_sum
-from carvana.training.state import Fold, seen_cars, split_fold, with_pseudo
+from carvana.training.pace import Pace
+from carvana.training.state import Budget, Fold, seen_cars, split_fold, with_pseudo
 
 SIZE = (96, 144)
 DISPUTED = np.zeros(SIZE, bool)
@@ -227,7 +228,7 @@ def test_time_and_cost_count_them(demo, labels, tmp_path, monkeypatch):
     fold = with_pseudo(split(demo, tmp_path), open_pseudo(config.data, demo / "input"))
     measured = []
     pace = lambda learner, photos, count: measured.append(count) or Pace(1.0, 1.0)
-    monkeypatch.setattr("carvana.training.budget.measure_training", pace)
+    monkeypatch.setattr("carvana.training.pace.measure_training", pace)
     plan_fold(config, fold, Budget(60.0))
     assert measured == [16 + SURE] * 2
 
