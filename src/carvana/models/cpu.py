@@ -6,8 +6,8 @@ Dense 3x3, in float32: where a CPU has no AVX-512, oneDNN takes 1.6 to 6 times a
 channels_last tensors as for the convolution itself. Here the gradient is nine matrix products, one for each place of
 the kernel. A step of the decoder of `unet_lite0` took 0.60 s instead of 1.18. Meanwhile a layer's input and gradient
 are held twice, which `training/footprint.py` does not count.
-Behind nearest upsampling, four products take the place of nine. A step of `unet_lite0` took 0.149 s a photo instead of
-0.167 in bfloat16, and 0.71 instead of 0.81 in float32 without AVX-512.
+Behind nearest upsampling, four products take the place of nine. A step of `unet_lite0` took 0.150 s a photo instead of
+0.169 in bfloat16, and 0.71 instead of 0.81 in float32 without AVX-512.
 All were measured with four photos of 512x768 on two cores of an AMD EPYC, those in float32 without AVX-512.
 """
 
