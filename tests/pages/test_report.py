@@ -14,15 +14,20 @@ from conftest import TINY, run_script
 
 from carvana.config import parse_config
 from carvana.data.folds import folds_digest, read_folds
-from carvana.data.images import Photos, angle_of, car_of, open_train
+from carvana.data.images import Photos, angle_of, car_of, open_test, open_train
+from carvana.data.labels import Label, read_labels, write_labels
 from carvana.data.loader import Loading
+from carvana.data.pictures import BLUE, RED
 from carvana.data.rle import rle_encode
+from carvana.data.studios import find_studios
 from carvana.device import Device
+from carvana.errors import InputError
 from carvana.evaluation.metrics import errors_beyond
 from carvana.evaluation.oof import Oof, Unseen, write_oof
 from carvana.log import write_records
 from carvana.models import build_model
 from carvana.models.checkpoint import save_checkpoint
+from carvana.pages.labelled import draw_label, read_labelled
 from carvana.pages.survey import BANDS, survey
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -63,12 +68,25 @@ def runs(demo, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(demo, runs) -> Path:
+def labels(demo, tmp_path_factory) -> Path:
+    """Of the 16 test photos, less sure from one to the next; on the first one the networks do not agree."""
+    disputed, path = np.zeros((96, 144), bool), tmp_path_factory.mktemp("labels") / "labels.csv.gz"
+    disputed[40:50, 60:70] = True
+    photos, box = open_test(demo / "input"), rle_encode(cv2.dilate(disputed.view(np.uint8), np.ones((9, 9))) > 0)
+    write_labels(path, (
+        Label(photos.name(image_id), box, 1 - place / 1000, 0.999, "" if place else rle_encode(disputed))
+        for place, image_id in enumerate(photos.image_ids)
+    ))  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(demo, runs, labels) -> Path:
     submitted = [({"near": 1}, 0.98765, 0.98764), ({"near": 0.5, "far": 0.5}, 0.9, None), ({"near": 1}, 0.98765, None)]
     keys = ("experiments", "public", "private")
     write_records(runs / "log.jsonl", [dict(zip(keys, values, strict=True)) for values in submitted])
     options = ["--input", demo / "input", "--runs", runs, "--journal", runs / "log.jsonl", "--worst", 8, "--sample", 4]
-    run_script("report.py", "near", "far", *options)
+    run_script("report.py", "near", "far", *options, "--labels", labels)
     return runs / "near" / "report.html"
 
 
@@ -119,21 +137,59 @@ def test_the_page_needs_nothing_from_elsewhere_compares_experiments_and_shows_th
     assert shown == places[[*range(8), 8, 26, 45, 63]].tolist()  # the worst, and evenly the others
 
 
+def test_dice_by_studio_and_how_sure_labels_are(demo, report, runs):
+    text, table, photos = report.read_text(), pd.read_csv(runs / "near" / "oof.csv"), open_test(demo / "input")
+    studios = find_studios([open_train(demo / "input"), photos])
+    dice = table.groupby(table["car"].map(studios), observed=True)["dice"].agg(["size", "mean"])
+    cars = [f"{row.Index}, {row.size // 16} cars: {row.mean:.5f}" for row in dice.itertuples(name="Row")]
+    assert f'aria-label="Dice by studio: {"; ".join(cars)}"' in text
+    section, studio = text[text.index("<h2>Labels") : text.index("<h2>Training")], studios[photos.cars[0]]
+    section = re.sub(r"(<[^>]*>|\s)+", " ", section)
+    assert (
+        "16 photos of 1 cars, labelled by networks. Expected Dice 0.99250, agreement 0.99900; 5 are unsure" in section
+    )
+    assert " 16 1 1 1 0.98500 0.99900 studio " in section  # the last angle
+    assert f" {studio} 1 16 5 0.99250 0.99900 " in section
+    shown = re.findall(rf"_(\d\d)\.jpg, {studio}: expected Dice (\S+), agreement 0\.99900", section)
+    assert shown == [(f"{place + 1:02d}", f"{1 - place / 1000:.5f}") for place in range(15, 7, -1)]
+    run_script("report.py", "far", "--input", demo / "input", "--runs", runs, "--worst", 1, "--sample", 0)
+    assert "<h2>Labels" not in (runs / "far" / "report.html").read_text()
+
+
+def test_a_label_is_drawn_with_what_is_disputed_beside_it(demo, labels, tmp_path):
+    photos, (disputed, agreed) = open_test(demo / "input"), list(read_labels(labels))[:2]
+    labelled = read_labelled(labels, photos, 1)
+    assert (labelled.least_sure[0].expected_dice, labelled.table["unsure"].sum()) == (0.985, 5)
+    picture = draw_label(labelled, disputed)
+    assert picture.shape == (320, 480 + 2 * 320, 3)
+    plain, marked = picture[:, 480:800].reshape(-1, 3), picture[:, 800:].reshape(-1, 3)
+    assert [(side == RED).all(axis=1).sum() for side in (plain, marked)] == [0, 100]
+    assert (marked == BLUE).all(axis=1).any()
+    assert draw_label(labelled, agreed).shape == (320, 480, 3)
+    for label, words in ((disputed._replace(rle_mask="13825 1"), "past the last pixel"), (None, "holds no label")):
+        write_labels(path := tmp_path / "x.csv", [label] if label else [])
+        with pytest.raises(InputError, match=words):
+            draw_label(read_labelled(path, photos, 1), label)
+
+
 def test_the_worst_photos_are_drawn_with_their_errors(demo, runs):
     result = run_script("draw.py", "worst", "near", "--runs", runs, "--input", demo / "input", "--count", 3)
     assert result.stdout == f"{runs / 'near' / 'worst.jpg'}: the 3 worst of 64 photos\n"
     assert cv2.imread(str(runs / "near" / "worst.jpg")).shape == (3 * (320 + 24), 480 + 2 * 320, 3)
 
 
-def test_an_experiment_without_evaluation_and_photos_that_are_gone_are_named(demo, runs, tmp_path):
+def test_an_experiment_without_evaluation_and_photos_that_are_gone_are_named(demo, runs, labels, tmp_path):
     shutil.copytree(runs / "near", tmp_path / "bare")
     (tmp_path / "bare" / "oof_masks.csv.gz").unlink()
     for part, name in (("train", "other_01.jpg"), ("train_masks", "other_01_mask.gif")):
         (tmp_path / part).mkdir()
         shutil.copy(next((demo / "input" / part).iterdir()), tmp_path / part / name)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "test").symlink_to(tmp_path / "train")
     for command, root, words in [
         ("report.py bare", tmp_path, r"oof_masks\.csv\.gz.*run src/evaluate\.py bare first"),
         ("report.py near", runs, r"oof\.csv: \w+_01 is not among the photos"),
+        (f"report.py near --labels {labels} --labels-input {tmp_path / 'other'}", runs, r"other/test: lacks \w+_01, "),
         ("draw.py worst near", runs, "none of its photos is in"),
     ]:
         options = ["--input", tmp_path, "--runs", root, "--output", tmp_path / "page.html"]
@@ -150,7 +206,7 @@ def test_it_fits_a_laptop_and_a_phone_and_is_known_to_screen_readers(open_page, 
     assert page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)") == paper
     labels = page.evaluate("[...document.querySelectorAll('svg')].map((svg) => svg.getAttribute('aria-label'))")
     texts = page.evaluate("[...document.images].map((image) => image.alt)")
-    assert (len(labels), len(texts)) == (9, 12)  # the charts; the photos
+    assert (len(labels), len(texts)) == (10, 12 + 1 + 8)  # the charts; the photos, the studio, the least sure labels
     assert all(labels + texts)
 
 
@@ -176,7 +232,7 @@ def test_5120_photos_are_filtered_and_sorted(open_page, report, tmp_path):
     status.get_by_text("0 of 0 photos, 0 with a picture").wait_for()
 
 
-RED = """(() => { const c = document.querySelector('canvas'); let red = 0;
+COUNT_RED = """(() => { const c = document.querySelector('canvas'); let red = 0;
     const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
     for (let i = 0; i < d.length; i += 4) red += d[i] === 255 && d[i + 1] === 30 && d[i + 2] === 30;
     return [c.width, c.height, red]; })()"""
@@ -190,7 +246,7 @@ def test_a_photo_is_looked_at_by_keyboard(open_page, report):
     canvas = page.wait_for_selector("canvas[data-drawn$='errors whole']")
     first = canvas.get_attribute("data-drawn").split()[0]
     extra = page.locator("#table tbody tr").first.locator("td").nth(4).inner_text()
-    assert page.evaluate(RED) == [144, 96, int(extra)]
+    assert page.evaluate(COUNT_RED) == [144, 96, int(extra)]
     keys = {"2": "photo whole", "3": "truth whole", "4": "prediction whole", "z": "prediction worst"}
     for key, drawn in keys.items():
         page.keyboard.press(key)

@@ -7,9 +7,9 @@ from conftest import run_script
 
 from carvana.data.augmentations import AUGMENTATIONS
 from carvana.data.images import open_test
-from carvana.data.pictures import BLUE, CAPTION_HEIGHT, RED, scale
+from carvana.data.pictures import BLUE, CAPTION_HEIGHT, RED, mark_errors, scale
 from carvana.data.rle import rle_encode
-from carvana.pages.sheets import GAP, PINK, SMALL_WIDTH, WIDTH, draw_overlays, error_tile, mark_mask
+from carvana.pages.sheets import GAP, PINK, SMALL_WIDTH, WIDTH, draw_overlays, mark_mask, zoom_tile
 from carvana.submission.csv import write_submission
 
 BOX = np.zeros((96, 144), bool)
@@ -38,7 +38,8 @@ def test_colours_of_masks_and_of_errors():
     marked = mark_mask(image, BOX)
     assert [(marked[50, 40] == PINK).all(), (marked[:20] == 128).all()] == [True, True]  # the contour; outside
     assert (marked[50, 70] == np.round(0.8 * 128 + 0.2 * PINK)).all()
-    tile = error_tile(image, np.roll(BOX, 20, axis=1), BOX)
+    predicted = np.roll(BOX, 20, axis=1)
+    tile = zoom_tile(image, mark_errors(image, predicted, BOX), predicted != BOX)
     assert tile.shape == (320, WIDTH + 2 * 320, 3)
     assert (tile[:96, WIDTH : WIDTH + 96] == 128).all()  # the photo as it is
     marked = tile[:96, WIDTH + 320 : WIDTH + 320 + 96].reshape(-1, 3)

@@ -11,6 +11,8 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from carvana.evaluation.metrics import estimate_mean
+
 INK, LINE = "#010203", "#040506"  # replaced by the page's colours
 LINES = ("#2f81f7", "#e0823d", "#3fb950", "#bc6bd9", "#d4a72c")  # legible on white and on black
 BAR, BAD = LINES[0], "#e5534b"
@@ -48,6 +50,23 @@ def by_angle(table: pd.DataFrame) -> Markup:
     axes.set_yticklabels([])
     axes.grid(True)
     return to_svg(axes, f"Mean error, 1 - Dice, by angle: {errors.min():.5f} to {errors.max():.5f} at angle {worst}")
+
+
+@styled
+def by_studio(table: pd.DataFrame) -> Markup:
+    """Mean error of each studio, and the part beyond a pixel of the true contour, with intervals over its cars."""
+    studios = list(table.groupby("studio", observed=True))
+    axes, errors = new_axes(4.8, 1.2 + 0.32 * len(studios)), table.assign(error=1 - table["dice"])
+    for column, label, color in (("error", "1 - Dice", BAR), ("beyond_1px", "beyond 1 px", LINES[1])):
+        estimates = [estimate_mean(errors.loc[photos.index, column], photos["car"]) for _, photos in studios]
+        axes.hlines(range(len(studios)), *zip(*(e["interval"] for e in estimates), strict=True), color=color)
+        axes.plot([e["mean"] for e in estimates], range(len(studios)), "o", color=color, label=label)
+    texts = [f"{name}, {photos['car'].nunique()} cars: {photos['dice'].mean():.5f}" for name, photos in studios]
+    axes.set_yticks(range(len(studios)), texts)
+    axes.invert_yaxis()
+    axes.grid(True, axis="x")
+    axes.figure.legend(loc="outside lower right", ncols=2)
+    return to_svg(axes, f"Dice by studio: {'; '.join(texts)}")
 
 
 @styled

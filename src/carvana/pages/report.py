@@ -9,15 +9,17 @@ import pandas as pd
 from markupsafe import Markup
 
 from carvana.config import differences
-from carvana.data.images import Photos
+from carvana.data.images import Photos, car_of
 from carvana.data.pictures import densest, mark_errors, shrink
 from carvana.data.rle import rle_decode, rle_encode
+from carvana.data.studios import OTHERS, find_studios
 from carvana.errors import InputError
 from carvana.evaluation.comparison import compare
 from carvana.evaluation.oof import Oof, find_checkpoints, read_oof, unscored_line
 from carvana.log import progress, read_records
 from carvana.models.checkpoint import read_facts
 from carvana.pages import charts
+from carvana.pages.labelled import Labelled, describe_labels
 from carvana.pages.page import embed, write_page
 from carvana.pages.survey import BANDS, Survey, survey
 from carvana.submission.journal import read_journal
@@ -27,29 +29,36 @@ SIDE = 420  # pixels of the square that is zoomed at
 SHOWN_CURVE = (0.2, 0.8)  # thresholds
 
 
-def write_report(path: Path, folders: list[Path], photos: Photos, journal: Path, worst: int, sample: int) -> dict:
+def write_report(
+    path: Path, folders: list[Path], photos: Photos, journal: Path, worst: int, sample: int,
+    labelled: Labelled | None = None,
+) -> dict:  # fmt: skip
     """Writes the page of the first of `folders`, with the others beside it; returns the first one's summary.
 
-    `worst` photos and a `sample` of the others are drawn. Raises InputError for an experiment that was not evaluated,
-    or if `photos` lacks one of its photos.
+    `worst` photos and a `sample` of the others are drawn, and the least sure of `labelled` ones. Raises InputError for
+    an experiment that was not evaluated, or if `photos` lacks one of its photos.
     """
     evaluated, records = [read_oof(folder) for folder in folders], read_journal(journal)
     summary, oof = evaluated[0]
     if absent := sorted(set(oof.table["image_id"]) - set(photos.image_ids)):
         raise InputError(f"{folders[0] / 'oof.csv'}: {absent[0]} is not among the photos; give --input they lie in")
-    overview, ensemble = survey(photos, oof), folders[0].with_name("ensemble.json")
+    sources = [photos.select(oof.table["car"]), *([labelled.photos] if labelled else [])]
+    studios, ensemble = find_studios(sources), folders[0].with_name("ensemble.json")
+    overview = survey(photos, oof)
     shown = choose_photos(oof.table, worst, sample)
     write_page(
         path, "report.html",
         summary=summary,
         experiments=[compare_experiment(facts, other, oof, records) for facts, other in evaluated],
-        charts=draw_charts(overview),
+        charts=draw_charts(overview, studios),
+        studios=draw_studios(sources, studios),
         columns=overview.table[["image_id", "car", "angle", "fold", "dice", "extra", "missed", "area"]].to_dict("list"),
         pictures=[draw_photo(photos, image_id, oof) for image_id in progress(shown, "draw")],
         side=SIDE,
         training=draw_training(folders[0]),
         thresholds=draw_thresholds([facts for facts, _ in evaluated]),
         ensemble=json.loads(ensemble.read_text()) if ensemble.exists() else None,
+        labels=describe_labels(labelled, studios) if labelled else None,
         settings=compare_settings(folders),
         unscored=list(filter(None, map(unscored_line, folders))),
     )  # fmt: skip
@@ -71,18 +80,29 @@ def choose_photos(table: pd.DataFrame, worst: int, sample: int) -> list[str]:
     return ordered[:worst] + [others[place] for place in places]
 
 
-def draw_charts(overview: Survey) -> dict[str, Markup]:
+def draw_charts(overview: Survey, studios: pd.Series) -> dict[str, Markup]:
     brightness = overview.table[["red", "green", "blue"]] @ [0.299, 0.587, 0.114]
     table = overview.table.assign(brightness=brightness, percent=100 * overview.table["area"])
     bands = [f"{low}-{high}" for low, high in zip((0, *BANDS), BANDS, strict=False)] + [f"> {BANDS[-1]}"]
     return {
         "angle": charts.by_angle(table),
+        "studio": charts.by_studio(table.assign(studio=table["car"].map(studios))),
         "car": charts.by_car(table),
         "area": charts.against(table, "percent", "area of the car, per cent of the photo"),
         "brightness": charts.against(table, "brightness", "brightness of the car, 0 to 255"),
         "histogram": charts.histogram(table),
         "distance": charts.distances(bands, overview.bands / max(1, overview.bands.sum())),
     }
+
+
+def draw_studios(sources: list[Photos], studios: pd.Series) -> dict[str, str]:
+    """A photo of each studio."""
+    drawn = {}
+    for photos in sources:
+        for image_id in photos.image_ids:
+            if (name := studios[car_of(image_id)]) not in drawn:
+                drawn[name] = embed(shrink(photos.image(image_id), THUMBNAIL))
+    return {name: drawn[name] for name in studios.cat.categories if name != OTHERS}
 
 
 def draw_photo(photos: Photos, image_id: str, oof: Oof) -> dict:

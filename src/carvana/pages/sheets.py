@@ -71,20 +71,20 @@ def draw_worst(folder: Path, photos: Photos, count: int) -> Sheet:
     tiles = []
     for row in table.nsmallest(count, "dice").itertuples():
         image, mask = photos.image(row.image_id), photos.mask(row.image_id)
-        tile = error_tile(image, rle_decode(oof.masks[row.Index], mask.shape), mask)
+        predicted = rle_decode(oof.masks[row.Index], mask.shape)
+        tile = zoom_tile(image, pictures.mark_errors(image, predicted, mask), predicted != mask)
         tiles.append(add_caption(tile, f"{row.image_id}  fold {row.fold}  Dice {row.dice:.4f}"))
     return Sheet(arrange(tiles, 1), f"the {len(tiles)} worst of {len(table)} photos")
 
 
-def error_tile(image: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The photo with its errors, WIDTH wide; beside it the square where they are densest, as it is and with them.
+def zoom_tile(image: np.ndarray, marked: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The marked photo, WIDTH wide; beside it the square where `places` are densest, as it is and marked.
 
     The square has the side of the small photo's height, in pixels of the large one: it is enlarged.
     """
-    marked = pictures.mark_errors(image, prediction, mask)
     small = scale(marked, WIDTH)
-    side = min(len(small), *mask.shape)
-    top, left = pictures.densest(prediction != mask, side)
+    side = min(len(small), *places.shape)
+    top, left = pictures.densest(places, side)
     squares = np.zeros((len(small), 2, len(small), 3), np.uint8)
     for place, picture in enumerate((image, marked)):
         squares[:side, place, :side] = picture[top : top + side, left : left + side]
