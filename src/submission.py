@@ -56,6 +56,17 @@ def merge(
 
 
 @app.command()
+def merge_labels(
+    parts: Annotated[list[Path], typer.Argument(help="Labels of make_submission.py --shard, each beside its manifest.")],
+    output: OutputOption,
+) -> None:
+    """Joins the labels of the parts of one prediction, in any order, after a check that they are one and whole."""
+    from carvana.submission import blocks
+
+    print(f"{output}: labels of {blocks.merge_labels(parts, output)} photos, of {len(parts)} parts")
+
+
+@app.command()
 def merge_oof(
     parts: Annotated[list[Path], typer.Argument(help="Folders of an experiment, each evaluated on its own folds.")],
     output: OutputOption,

@@ -19,7 +19,7 @@ from carvana.provenance import file_digest
 from carvana.submission.csv import read_submission
 from carvana.submission.job import build_predictor, choose
 from carvana.submission.labels import describe
-from carvana.submission.manifest import manifest_path
+from carvana.submission.manifest import manifest_path, read_manifest
 
 SIZE = (96, 144)
 
@@ -123,8 +123,14 @@ def test_shards_hold_the_labels_of_their_photos(made, command, tmp_path):
     for number, part in enumerate(parts, 1):
         shard = ["--shard", f"{number}/2", "--output", part, "--labels", part.with_name(f"labels-{part.name}")]
         run_script(*command, "two", "wide", *shard)
-    labels = [label for part in parts for label in read_labels(part.with_name(f"labels-{part.name}"))]
-    assert labels == list(read_labels(made / "labels.csv.gz"))
+    labels = [part.with_name(f"labels-{part.name}") for part in parts]
+    run_script("submission.py", "merge-labels", *labels[::-1], "--output", tmp_path / "labels.csv.gz")
+    assert (tmp_path / "labels.csv.gz").read_bytes() == (made / "labels.csv.gz").read_bytes()
+    whole, joined = (read_manifest(manifest_path(folder / "labels.csv.gz")) for folder in (made, tmp_path))
+    assert joined == whole
+    for wrong, message in ((labels[:1], "are in no part; give the other parts too"), (parts, "line 1: not img,rle_")):
+        refused = run_script("submission.py", "merge-labels", *wrong, "--output", tmp_path / "x.csv", check=False)
+        assert (message in refused.stderr, (tmp_path / "x.csv").exists()) == (True, False)
     run_script("submission.py", "merge", *parts, *command[1:3], "--output", tmp_path / "whole.csv")
     assert (tmp_path / "whole.csv").read_bytes() == (made / "x.csv").read_bytes()
 

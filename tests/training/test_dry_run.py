@@ -1,8 +1,12 @@
+import math
+
 import pytest
 from conftest import run_script
 
+from carvana.command import EXPERIMENTS
 from carvana.data.folds import read_folds
 from carvana.errors import InputError
+from carvana.experiment import load_experiment
 from carvana.training import dry_run
 from carvana.training.dry_run import cost_of_training, count_photos, measure
 from carvana.training.footprint import Footprint
@@ -53,5 +57,8 @@ def test_the_script_needs_neither_photos_nor_weights_and_without_timing_no_step(
     result = run_script("train.py", "unet_lite0", "--dry-run", "--fold", 0, *words, cwd=tmp_path)
     assert "16 photos are assumed of each of 318 cars" in result.stderr
     assert " fits a T4 (14.5 GiB)" in result.stdout
+    config = load_experiment("unet_lite0", EXPERIMENTS, settings)
+    macs = Footprint(config).macs() * math.prod(config.data.size) / math.prod(config.data.crop)  # of a whole photo
+    assert f"  prediction  {6e12 / macs:.1f} photos a second on a T4 by one network" in result.stdout
     assert result.stdout.splitlines()[-1].startswith("fold 0 on a T4: ")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from carvana.data.images import car_of, read_cars
 from carvana.data.labels import Label, read_labels, write_labels
 from carvana.data.lines import check_suffix
 from carvana.errors import InputError, few
-from carvana.log import say, write_json
+from carvana.log import say
 from carvana.provenance import file_digest
 from carvana.submission.checker import find_faults
 from carvana.submission.csv import Row, read_sample, read_submission, write_submission
@@ -141,7 +141,7 @@ class Blocks:
         if self.labels:
             write_labels(self.labels, self.rows(LABELS, read_labels))
             facts = {"seen_cars": self.seen_cars, "digest": file_digest(self.labels)}
-            write_json(manifest_path(self.labels), self.manifest.model_dump(mode="json") | facts)
+            write_manifest(manifest_path(self.labels), self.manifest.model_copy(update=facts))
         os.replace(joined, self.output)
         manifest = self.manifest.model_copy(update={"digest": file_digest(self.output)})
         write_manifest(manifest_path(self.output), manifest)
@@ -179,7 +179,22 @@ def merge_parts(parts: list[Path], output: Path, input_root: Path, cars_file: Pa
         joined = Path(folder) / output.name
         write_checked(joined, chain.from_iterable(map(read_submission, ordered)), names, manifest.size)
         os.replace(joined, output)
-    whole = {"shard": "1/1", "first": 0, "photos": len(names), "digest": file_digest(output)}
+    return _describe_whole(output, ordered, manifest)
+
+
+def merge_labels(parts: list[Path], output: Path) -> int:
+    """Joins the labels that parts of one prediction have left; returns the number of rows.
+
+    Raises InputError as `order_parts` does, or if a part holds no labels.
+    """
+    check_suffix(output)
+    ordered, manifest = order_parts(parts)
+    write_labels(output, chain.from_iterable(map(read_labels, ordered)))
+    return _describe_whole(output, ordered, manifest)
+
+
+def _describe_whole(output: Path, ordered: list[Path], manifest: Manifest) -> int:
+    whole = {"shard": "1/1", "first": 0, "photos": manifest.sample_photos, "digest": file_digest(output)}
     write_manifest(manifest_path(output), manifest.model_copy(update=whole))
     say(f"joined: {', '.join(map(str, ordered))}")
-    return len(names)
+    return manifest.sample_photos

@@ -43,6 +43,7 @@ class Manifest(BaseModel):
     commit: str
     versions: dict[str, str]
     labels: bool = False  # whether they are made beside it
+    seen_cars: list[str] | None = None  # of labels: all that the networks have learnt from; None if not known
     digest: str | None = None  # sha256 of the part's file, once it is written
 
 

@@ -68,6 +68,8 @@ def cost_lines(footprint: Footprint) -> Iterator[str]:
     encoder, decoder = footprint.parameters
     yield f"  parameters  {encoder / 1e6:.1f} M in the encoder, {decoder / 1e6:.1f} M in decoder and head"
     yield f"  forward     {footprint.macs() / 1e9:.0f} GMAC a photo"
+    rate = T4_FLOPS / (2 * footprint.macs() * whole_photo(footprint.config))
+    yield f"  prediction  {rate:.1f} photos a second on a T4 by one network through one view, computed"
     needed, most = footprint.configured_bytes("fp16") + OVERHEAD, footprint.largest_batch(T4 - OVERHEAD, "fp16")
     memory = f"{needed / GIB:.1f} GiB on a GPU in fp16, {OVERHEAD / GIB:.0f} of it allowed for CUDA itself"
     fits = "fits" if needed <= T4 else "does not fit"
@@ -106,9 +108,13 @@ def measure(footprint: Footprint) -> tuple[float, int]:
 
 def forward_passes(stage: Config, train_photos: int, val_photos: int) -> float:
     """Of photos at training size, in all epochs: backward costs two of them, and validation sees whole photos."""
-    whole = math.prod(stage.data.size) / math.prod(stage.data.crop or stage.data.size)
     train_photos *= 1 + stage.data.pseudo_share if stage.data.pseudo else 1  # if there are as many
-    return stage.train.epochs * (3 * train_photos + whole * val_photos)
+    return stage.train.epochs * (3 * train_photos + whole_photo(stage) * val_photos)
+
+
+def whole_photo(stage: Config) -> float:
+    """How many photos at training size a whole one counts for."""
+    return math.prod(stage.data.size) / math.prod(stage.data.crop or stage.data.size)
 
 
 def count_photos(input_root: Path, folds: pd.DataFrame, cars_file: Path | None) -> dict[int, int]:
