@@ -33,6 +33,8 @@ InternetOption = Annotated[bool, typer.Option("--internet", help="Take encoder w
 NotebookOption = Annotated[bool, typer.Option("--notebook", help="A notebook to read instead of a script.")]
 FoldsFileOption = Annotated[Path, typer.Option("--folds-file", help="Table of folds: car,pixels,fold.")]
 DirtyOption = Annotated[bool, typer.Option("--dirty", help="Pack uncommitted changes; the kernel says so.")]
+TogetherOption = Annotated[bool, typer.Option("--together", help="Each fold on all GPUs, one after the other.")]
+LabelsOption = Annotated[bool, typer.Option("--labels", help="Make labels of the test photos too, to train on.")]
 FolderOption = Annotated[Path, typer.Option("--output", help="Folder of the kernels' folders.")]
 
 
@@ -40,15 +42,15 @@ FolderOption = Annotated[Path, typer.Option("--output", help="Folder of the kern
 def build_train(
     experiment: str, owner: OwnerOption,
     folds: Annotated[str, typer.Option(help="0-4, 0,2 or none (all cars); two T4 train two at a time.")] = "0,1",
-    overrides: OverridesOption = (),
-    together: Annotated[bool, typer.Option("--together", help="Each fold on all GPUs, one after the other.")] = False,
-    tta: TtaOption = "hflip", hours: HoursOption = 11.5, title: TitleOption = None, source: SourceOption = (),
+    overrides: OverridesOption = (), together: TogetherOption = False, tta: TtaOption = "hflip",
+    hours: HoursOption = 11.5, title: TitleOption = None, source: SourceOption = (),
     dataset: DatasetOption = (), internet: InternetOption = False, notebook: NotebookOption = False,
     cars: CarsOption = None, folds_file: FoldsFileOption = FOLDS, dirty: DirtyOption = False,
     output: FolderOption = BUILD, budget: BudgetOption = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Train on the labels of a --source too.")] = False,
 ) -> None:  # fmt: skip
     """Trains folds of an experiment."""
-    settings = train_settings(experiment, parse_folds(folds), list(overrides), tta, hours, together, budget)
+    settings = train_settings(experiment, parse_folds(folds), list(overrides), tta, hours, together, budget, labels)
     title = title or f"carvana {slugify(experiment)} folds {folds.replace(',', ' ')}"
     kernel = Kernel("train", title, owner, settings, True, internet, notebook, source, dataset, cars, folds_file)
     build(kernel, output, dirty)
@@ -60,11 +62,11 @@ def build_submit(
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts; the merge kernel joins them.")] = "1/1",
     threshold: ThresholdOption = None, tta: TtaOption = "hflip", hours: HoursOption = 11.5, title: TitleOption = None,
     source: SourceOption = (), dataset: DatasetOption = (), notebook: NotebookOption = False, cars: CarsOption = None,
-    dirty: DirtyOption = False, output: FolderOption = BUILD, fold: NetworksOption = None,
+    dirty: DirtyOption = False, output: FolderOption = BUILD, fold: NetworksOption = None, labels: LabelsOption = False,
 ) -> None:  # fmt: skip
     """Predicts the test photos, or a shard of them, with trained folds."""
     number, count = parse_shard(shard)
-    settings = submit_settings(experiments, (number, count), tta, threshold, hours, fold)
+    settings = submit_settings(experiments, (number, count), tta, threshold, hours, fold, labels)
     title = title or f"carvana {slugify(experiments[0])} shard {number} of {count}"
     build(Kernel("submit", title, owner, settings, True, False, notebook, source, dataset, cars), output, dirty)
 

@@ -86,8 +86,8 @@ class Client:
         """Downloads a kernel's whole output, over what an earlier attempt has left."""
         self._ask("kernels", "output", kernel, "-p", folder, "--force")
 
-    def quota(self) -> tuple[str, float]:
-        """What is left of the week's GPU hours, as a line and as a number; infinite if the client cannot say."""
+    def quota(self) -> tuple[str, float, float]:
+        """A line on the week's GPU hours, those that are left, and all; infinite if the client cannot say."""
         try:
             answer = self._ask("quota", "--format", "json")
             rows = {row["resource"]: row for row in json.loads(answer[answer.index("[") :])}
@@ -95,8 +95,8 @@ class Client:
             refresh = rows["GPU"]["refreshAt"][:16].replace("T", " ")
         except (InputError, ValueError, KeyError) as error:
             reason = error if isinstance(error, InputError) else last_line(answer)
-            return f"how many GPU hours are left this week is unknown ({reason})", math.inf
-        return f"{left:.2f} of {total:.2f} GPU hours are left until {refresh} UTC", left
+            return f"how many GPU hours are left this week is unknown ({reason})", math.inf, math.inf
+        return f"{left:.2f} of {total:.2f} GPU hours are left until {refresh} UTC", left, total
 
     def create_dataset(self, folder: Path) -> None:
         """Uploads a new dataset. Raises Transient (it may have arrived) or InputError (name taken, refused)."""

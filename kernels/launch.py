@@ -11,19 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import estimates
 import leaderboard
 import outputs
 import typer
-from build import DirtyOption, FoldsFileOption, HoursOption, InternetOption, OwnerOption
+from build import (
+    DirtyOption,
+    FoldsFileOption,
+    HoursOption,
+    InternetOption,
+    LabelsOption,
+    OwnerOption,
+    TogetherOption,
+)
 from client import Client
+from estimates import Estimate, verdict
 from ledger import Entry, Ledger
 from logs import LogStreams
 from outputs import fetch_output, output_of
 from packing import ACCELERATOR, BUILD, REPOSITORY, slugify
 from runtime import digest_of
 from sessions import AT_ONCE, Driver, drive, refresh
-from settings import encoder_of, parse_folds, submit_settings, train_settings
+from settings import encoder_of, parse_folds, submit_settings, train_settings, view_count
 from weights import make_dataset
 
 from carvana.command import (
@@ -36,7 +44,6 @@ from carvana.command import (
     RunsOption,
     ThresholdOption,
     TtaOption,
-    parse_duration,
     run,
 )
 from carvana.errors import InputError
@@ -44,7 +51,7 @@ from carvana.errors import InputError
 LEDGER, SUBMISSIONS = BUILD / "launch.json", REPOSITORY / "submissions"
 GPUS = 2  # of a session: a fold each
 SELFTEST = BUILD / "selftest.json"
-BASES = {  # what `plan` has the hours of training from
+BASES = {  # what `plan` has hours from
     "budgeted": "budgeted: a fold trains as many epochs as fit into its time",
     "measured": f"measured: photos a second in {SELFTEST}",
     "computed": "computed: from multiplications at an assumed 12 TFLOP/s of a T4; `push selftest` measures it",
@@ -90,14 +97,17 @@ def push_train(
     folds_file: FoldsFileOption = FOLDS, dirty: DirtyOption = False, name: NameOption = None, poll: PollOption = 60,
     retry: RetryOption = False, logs: LogsOption = True, no_run: NoRunOption = False,
     accelerator: AcceleratorOption = ACCELERATOR, runs: RunsOption = RUNS, budget: BudgetOption = None,
+    together: TogetherOption = False,
+    labels_of: Annotated[str | None, typer.Option(help="Name of a `push submit --labels`: train on these too.")] = None,
 ) -> None:  # fmt: skip
     """Trains folds, two in a session; their checkpoints come into runs/."""
     ledger, job = Ledger(LEDGER), job_name("train", experiment, name)
+    sources = [labelling_session(ledger, labels_of).kernel] if labels_of else []
     parts = [entry.settings["folds"] for entry in ledger.last_rounds(job)]
     free = [fold for fold in parse_folds(folds) if not any(fold in part for part in parts)]
     for pair in [*parts, *pairs(free)]:  # what was planned is compared with the settings that are given now
-        settings = train_settings(experiment, pair, list(overrides), tta, hours, False, budget)
-        ledger.plan(Entry(job, "folds " + " ".join(map(str, pair)), settings, []))
+        settings = train_settings(experiment, pair, list(overrides), tta, hours, together, budget, labels_of or False)
+        ledger.plan(Entry(job, "folds " + " ".join(map(str, pair)), settings, sources))
     encoder = encoder_of(experiment, list(overrides))
     datasets = (f"{owner}/weights-{slugify(encoder)}",) if encoder and not internet else ()
     options = {"internet": internet, "datasets": datasets, "cars": cars, "folds_file": folds_file}
@@ -113,18 +123,21 @@ def push_submit(
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, cars: CarsOption = None, dirty: DirtyOption = False,
     threshold: ThresholdOption = None, name: NameOption = None, poll: PollOption = 60, retry: RetryOption = False,
     logs: LogsOption = True, no_run: NoRunOption = False, accelerator: AcceleratorOption = ACCELERATOR,
-    submissions: SubmissionsOption = SUBMISSIONS, fold: NetworksOption = None,
+    submissions: SubmissionsOption = SUBMISSIONS, fold: NetworksOption = None, labels: LabelsOption = False,
 ) -> None:  # fmt: skip
     """Predicts the test set with the folds of `push train`; the checked CSV comes into submissions/."""
     ledger, job = Ledger(LEDGER), job_name("submit", experiment, name)
     trained = ledger.last_rounds(job_name("train", experiment, name))
     if not trained or any(entry.state != "done" for entry in trained):
         raise InputError(f"{experiment}: not all of its folds are trained; give `push train` again until they are")
+    if None in (fold, threshold) and all(entry.settings["folds"] == ["none"] for entry in trained):
+        alone = "only a network of all cars was trained, and no fold to choose a threshold"
+        raise InputError(f"{experiment}: {alone}; give --fold none --threshold 0.5")
     for entry in ledger.of(job):
         if not entry.part.endswith(f" of {shards}"):
             raise InputError(f"{entry.name}: was begun so; give --shards {entry.part.rpartition(' ')[2]}")
     for number in range(1, shards + 1):
-        settings = submit_settings([experiment], (number, shards), tta, threshold, hours, fold)
+        settings = submit_settings([experiment], (number, shards), tta, threshold, hours, fold, labels)
         ledger.plan(Entry(job, f"shard {number} of {shards}", settings, [entry.kernel for entry in trained]))
     options = {"cars": cars, "accelerator": accelerator}
     driver = Driver(owner, "submit", options, dirty, poll, retry, logs, not no_run)
@@ -229,32 +242,43 @@ def submit(
 def plan(
     experiment: ExperimentOption, folds: FoldsOption = "0-4", overrides: OverridesOption = (),
     shards: Annotated[int, typer.Option(min=1, help="Sessions that share the 100,064 photos.")] = 4,
-    budget: BudgetOption = None,
+    budget: BudgetOption = None, tta: TtaOption = "hflip",
+    student: Annotated[str | None, typer.Option(help="Experiment of a network that learns from their labels.")] = None,
 ) -> None:  # fmt: skip
     """Prints sessions, hours and quota; sends nothing."""
-    numbers, total = parse_folds(folds), 0.0
-    if budget:
-        encoder_of(experiment, list(overrides))  # refuses an unknown one
-        expected = dict.fromkeys(numbers, parse_duration(budget) / 3600)
-    else:
-        expected = estimates.computed_hours(experiment, numbers, list(overrides))
-    for pair in pairs(list(expected)):
-        measured = {} if budget else estimates.measured_hours(SELFTEST, experiment, pair, list(overrides))
-        how = "budgeted" if budget else "measured" if measured else "computed"
-        longest = max((measured or expected)[fold] for fold in pair)
-        total += longest
-        sessions = max(1, math.ceil(longest / SESSION))
-        print(f"train folds {' '.join(map(str, pair))}: {longest:.1f} h {how}, {sessions} session(s) of two T4")
-    print(f"submit: {shards} session(s) of two T4, then one without GPU; make_submission.py --estimate measures hours")
-    line, left = Client(hours=0).quota()
-    line += "" if left == math.inf else ": enough" if total <= left else ": not enough"
-    print(f"training {total:.1f} GPU hours {how}, {AT_ONCE} sessions at once; {line}")
-    print(BASES[how])
+    numbers, views = parse_folds(folds), view_count(tta)
+    networks = max(len(numbers) - ("none" in numbers), 1)
+    estimate = Estimate(SELFTEST, experiment, numbers, list(overrides), budget)
+    steps = [(f"train folds {' '.join(map(str, pair))}", *estimate.training(pair), 1) for pair in pairs(numbers)]
+    made = "submit and labels" if student else "submit"
+    steps.append((f"{made}, {networks} networks, {views} views", *estimate.prediction(networks * views, GPUS), shards))
+    if student:
+        settings = [*overrides, "data.pseudo=labels.csv.gz"]
+        estimate = Estimate(SELFTEST, student, ["none"], settings, budget)
+        steps.append((f"train student {student} together", *estimate.training(["none"], GPUS), 1))
+        steps.append((f"submit student, 1 network, {views} views", *estimate.prediction(views, GPUS), 1))
+    for name, hours, how, parts in steps:
+        joined = ", then one without GPU" if parts > 1 else ""
+        sessions = max(parts, math.ceil(hours / SESSION))
+        print(f"{name}: {hours:.1f} h {how}, {sessions} session(s) of two T4{joined}")
+    total = sum(hours for _, hours, *_ in steps)
+    line, left, weekly = Client(hours=0).quota()
+    print(f"in all {total:.1f} GPU hours, {AT_ONCE} sessions at once; {line}{verdict(total, left, weekly)}")
+    print(*(BASES[how] for how in dict.fromkeys(how for _, _, how, _ in steps)), sep="\n")
 
 
 def pairs(folds: list[int]) -> list[list[int]]:
     """The folds of each session, one for each of its GPUs."""
     return [folds[first : first + GPUS] for first in range(0, len(folds), GPUS)]
+
+
+def labelling_session(ledger: Ledger, name: str) -> Entry:
+    """The session whose output holds the labels of a `push submit --labels`. Raises InputError if it has not ended."""
+    shards = ledger.last_rounds(job_name("submit", name, None))
+    last = shards if len(shards) == 1 else ledger.last_rounds(job_name("merge", name, None))
+    if not last or last[0].state != "done" or not shards[0].settings["labels"]:
+        raise InputError(f"--labels-of {name}: no `push submit --labels` under this name has ended; give it first")
+    return last[0]
 
 
 def job_name(kind: str, experiment: str, name: str | None) -> str:

@@ -12,16 +12,21 @@ from carvana.errors import InputError
 
 
 def submission_message(ledger: Ledger, job: str, experiment: str, runs: Path) -> str:
-    """What a submission is made of: from the sessions that predicted it, and the experiment's out-of-fold table."""
+    """What a submission is made of: from the sessions that predicted it, and the experiment's out-of-fold table.
+
+    A network of all cars that was trained without folds beside it has no table.
+    """
     entries = ledger.last_rounds(job)
     summary = read_status(output_of(entries[0])) if entries else None
     if not summary:
         raise InputError(f"{job}: no session of it was fetched; `launch.py push submit` does it")
+    views, fold, commit = entries[0].settings["tta"], entries[0].settings.get("fold"), summary["commit"][:7]
+    if fold == "none" and not (runs / experiment / "oof.json").exists():
+        return f"{experiment}, fold none, {views}, no CV, commit {commit}"
     try:
         oof = json.loads((runs / experiment / "oof.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{runs / experiment}: {error}; `launch.py push train` puts it there") from None
-    views, fold, commit = entries[0].settings["tta"], entries[0].settings.get("fold"), summary["commit"][:7]
     networks, score = f"folds {' '.join(oof['folds'])}", f"CV {oof['dice']:.5f} of {oof['photos']} photos"
     if fold:  # these networks have no score of their own
         networks, score = f"fold {fold}", f"the folds' {score}"

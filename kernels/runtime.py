@@ -80,6 +80,13 @@ class Session:
                 return folder
         self.fail(f"{self.input}: no {encoder}.safetensors: attach the dataset of `launch.py weights`; {AGAIN}")
 
+    def find_labels(self) -> Path:
+        """The labels of the whole test set. Ends the kernel if there are none."""
+        for file in self.find_all("labels.csv.gz"):
+            print(f"labels: {file}", flush=True)
+            return file
+        self.fail(f"{self.input}: no labels.csv.gz: attach the output that `labels` were made in; {AGAIN}")
+
     def find_folds(self, experiments: Iterable[str]) -> dict[tuple[str, str], Path]:
         """For each (experiment, `fold<k>` or `none`) the mounted folder that was trained furthest."""
         names, furthest = set(experiments), {}

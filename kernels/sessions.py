@@ -50,7 +50,7 @@ class Driver:
 
     def check_quota(self, refusal: str = "") -> None:
         """Says what is left of the week's GPU hours. Raises InputError if nothing is, or after Kaggle's refusal."""
-        line, left = self.client.quota()
+        line, left, _ = self.client.quota()
         if refusal or left <= 0:
             raise InputError(f"{refusal} {line}; give then: python kernels/{command_line()}".strip())
         print(line, flush=True)

@@ -9,21 +9,24 @@ from carvana.experiment import load_experiment
 
 def train_settings(
     experiment: str, folds: list[int | str], overrides: list[str], tta: str, hours: float, together: bool,
-    budget: str | None = None,
+    budget: str | None = None, labels: str | bool = False,
 ) -> dict:  # fmt: skip
-    """What train/kernel.py reads. Raises InputError for a budget that is no time, and for a wrong setting."""
+    """What train/kernel.py reads; `labels`, if any, may be told by a name.
+
+    Raises InputError for a budget that is no time, and for a wrong setting.
+    """
     if budget:
         parse_duration(budget)
     return {
         "experiment": experiment, "folds": folds, "overrides": overrides,
         "encoder": encoder_of(experiment, overrides), "tta": tta, "hours": hours, "together": together,
-        "budget": budget,
+        "budget": budget, "labels": labels,
     }  # fmt: skip
 
 
 def submit_settings(
     experiments: list[str], shard: tuple[int, int], tta: str, threshold: float | None, hours: float,
-    fold: str | None = None,
+    fold: str | None = None, labels: bool = False,
 ) -> dict:  # fmt: skip
     """What submit/kernel.py reads. Raises InputError for a `fold` that make_submission.py could not read."""
     if fold is not None:
@@ -32,7 +35,7 @@ def submit_settings(
         folds.parse_folds(fold, ())
     return {
         "experiments": experiments, "shard": list(shard), "tta": tta, "threshold": threshold, "hours": hours,
-        "fold": fold,
+        "fold": fold, "labels": labels,
     }  # fmt: skip
 
 
@@ -53,6 +56,13 @@ def parse_folds(text: str) -> list[int | str]:
     if not folds or len(set(folds)) != len(folds):
         raise InputError(f"--folds {text}: give each fold once")
     return folds
+
+
+def view_count(tta: str) -> int:
+    """Of `--tta`, with the photo as it is."""
+    from carvana.prediction import tta as views  # with PyTorch, which takes a second
+
+    return len(views.parse_views(tta))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

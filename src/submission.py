@@ -57,7 +57,7 @@ def merge(
 
 @app.command()
 def merge_labels(
-    parts: Annotated[list[Path], typer.Argument(help="Labels of make_submission.py --shard, each beside its manifest.")],
+    parts: Annotated[list[Path], typer.Argument(help="Labels of make_submission.py --shard, beside their manifests.")],
     output: OutputOption,
 ) -> None:
     """Joins the labels of the parts of one prediction, in any order, after a check that they are one and whole."""

@@ -1,6 +1,6 @@
 # %% [markdown]
 # # Carvana: shards to one submission
-# Joins what the submit kernels predicted, checks it, and draws some masks. Needs no GPU.
+# Joins what the submit kernels predicted, labels too if they made some, checks it, and draws some masks. Needs no GPU.
 
 # %% The shards
 data = session.find_data()
@@ -14,6 +14,10 @@ options = ["--input", data]
 cars = ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
 if session.run_script("submission.py", "merge", *shards, "--output", output, *options, *cars) != 0:
     session.fail("the shards cannot be joined; kernel.log says why")
+labels = session.find_all("labels-*-of-*.csv.gz")
+join = ["submission.py", "merge-labels", *labels, "--output", session.working / "labels.csv.gz"]
+if labels and session.run_script(*join) != 0:
+    session.fail("the labels cannot be joined; kernel.log says why")
 if session.run_script("draw.py", "overlays", output, "--output", overlays, *options) == 0:
     session.show(overlays)
 

@@ -24,10 +24,12 @@ for name in experiments if SETTINGS["threshold"] is None else []:
 
 # %% Prediction, continuing with the blocks of an earlier session
 number, count = SETTINGS["shard"]
-output = session.working / ("submission.csv.gz" if count == 1 else f"shard-{number}-of-{count}.csv.gz")
+part = "" if count == 1 else f"-{number}-of-{count}"
+output = session.working / (f"shard{part}.csv.gz" if part else "submission.csv.gz")
 for blocks in session.find_all(f"{output.name}.parts"):
     copy_folder(blocks, session.working / blocks.name)
 predict = [*experiments, *options, *choice, "--shard", f"{number}/{count}", "--output", output]
+predict += ["--labels", session.working / f"labels{part}.csv.gz"] if SETTINGS["labels"] else []
 predict += ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
 devices = ["--devices", max(session.gpus, 1), "--hours", session.hours_left]
 status = session.run_script("make_submission.py", *predict, *devices)

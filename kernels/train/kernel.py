@@ -1,10 +1,11 @@
 # %% [markdown]
 # # Carvana: training folds
-# Each fold on a GPU of its own, as many at once as there are, or one after the other on all of them (`together`).
+# Each fold on a GPU of its own, as many at once as there are, or one after the other on all of them (`together`), with
+# `labels` also on the test photos, by the labels that an attached session has made.
 # Leaves `runs/`, out-of-fold tables and pictures of the worst photos. A session that ran out of time is continued by
 # another one that has its output attached.
 
-# %% Data, encoder weights, and what an earlier session left
+# %% Data, encoder weights, labels, and what an earlier session left
 import json
 import os
 
@@ -26,6 +27,8 @@ settings += [part for override in SETTINGS["overrides"] for part in ("--set", ov
 if SETTINGS["encoder"]:
     weights = "null" if SETTINGS["internet"] else session.find_weights(SETTINGS["encoder"])
     settings += ["--set", f"model.weights={weights}"]
+if SETTINGS["labels"]:
+    settings += ["--set", f"data.pseudo={session.find_labels()}"]
 
 # %% Training
 train = [experiment, *options, *settings, "--resume"]
