@@ -250,13 +250,13 @@ def plan(
     networks = max(len(numbers) - ("none" in numbers), 1)
     estimate = Estimate(SELFTEST, experiment, numbers, list(overrides), budget)
     steps = [(f"train folds {' '.join(map(str, pair))}", *estimate.training(pair), 1) for pair in pairs(numbers)]
-    made = "submit and labels" if student else "submit"
-    steps.append((f"{made}, {networks} networks, {views} views", *estimate.prediction(networks * views, GPUS), shards))
-    if student:
+    made, predicted = "submit and label" if student else "submit", estimate.prediction(networks * views, GPUS)
+    steps.append((f"{made} by {networks} network(s), {views} view(s)", *predicted, shards))
+    if student:  # of all cars, as the labels are by networks that have seen them all
         settings = [*overrides, "data.pseudo=labels.csv.gz"]
         estimate = Estimate(SELFTEST, student, ["none"], settings, budget)
-        steps.append((f"train student {student} together", *estimate.training(["none"], GPUS), 1))
-        steps.append((f"submit student, 1 network, {views} views", *estimate.prediction(views, GPUS), 1))
+        steps.append((f"train student {student} on both GPUs", *estimate.training(["none"], GPUS), 1))
+        steps.append((f"submit student by 1 network(s), {views} view(s)", *estimate.prediction(views, GPUS), 1))
     for name, hours, how, parts in steps:
         joined = ", then one without GPU" if parts > 1 else ""
         sessions = max(parts, math.ceil(hours / SESSION))

@@ -38,8 +38,11 @@ from packing import Kernel, build
 from safetensors.torch import load_file, save_file
 from settings import encoder_of, submit_settings, train_settings
 
+from carvana.data.images import car_of
+from carvana.data.labels import read_labels
 from carvana.errors import InputError
 from carvana.log import write_json
+from carvana.models.checkpoint import read_facts
 from carvana.models.encoder import create_encoder
 from carvana.submission.csv import read_submission
 from carvana.submission.journal import read_journal
@@ -196,6 +199,58 @@ def test_all_cars_are_trained_beside_a_fold_and_their_network_predicts_alone(dem
     manifest = read_manifest(predicted.working / "submission.csv.gz.json")
     oof = json.loads((trained.working / "runs" / "demo" / "oof.json").read_text())
     assert ([*manifest.checkpoints["demo"]], manifest.threshold) == (["none"], oof["threshold"])
+
+
+def test_a_student_of_the_ensembles_labels_is_trained_on_both_gpus_and_submitted(season, demo, mounts, tmp_path):
+    """Shards 1 and 2, with labels; both joined; the student; its submission."""
+    machines, cars = [], {"cars": season.root / "cars.txt", "folds_file": demo / "folds.csv"}
+
+    def execute(request: dict, working: Path) -> bool:
+        earlier = {}
+        for name in request.get("kernelDataSources", []):
+            folders = (known.output_of(name[6:]) for known in (season.server, server))
+            earlier[f"notebooks/{name}"] = next(folder for folder in folders if folder.exists())
+        machines.append(kaggle := Kaggle(working.parents[1], mounts | earlier, request["text"]))
+        return kaggle.run(gpus=2 if "'kernel': 'train'" in request["text"] else 0).returncode == 0
+
+    with connected(tmp_path, execute) as server:
+        shutil.copy(season.root / "launch.json", tmp_path)
+        ledger = Ledger(tmp_path / "launch.json")
+        ledger.entries = ledger.of("train demo")
+        ledger.save()
+        shared = {"dirty": True, "poll": 0, "tta": "none", "submissions": tmp_path / "submissions"}
+        student = {"name": "student", "folds": "none", "together": True, "labels_of": "demo"} | cars
+        student["overrides"] = [*SMALL, "train.epochs=1", "data.pseudo_least=0"]
+        with pytest.raises(InputError, match="--labels-of demo: no `push submit --labels` under this name has ended"):
+            push_train(tmp_path, **student)
+        launch.push_submit("demo", "alice", shards=2, labels=True, **shared)
+        push_train(tmp_path, **student)
+        with pytest.raises(InputError, match="and no fold to choose a threshold; give --fold none --thr"):
+            launch.push_submit("demo", "alice", name="student", **shared)
+        launch.push_submit("demo", "alice", name="student", fold="none", threshold=0.5, **shared)
+        launch.submit("demo", name="student", runs=tmp_path / "runs", submissions=tmp_path / "submissions")
+    assert [kaggle.status["kernel"] for kaggle in machines] == ["submit", "submit", "merge", "train", "submit"]
+    assert [kaggle.status["faults"] for kaggle in machines] == [[]] * 5
+    merged, trained = [*server.pushed][2:4]
+    sources = [request.get("kernelDataSources", []) for request in server.pushed.values()]
+    assert sources[3:] == [[f"alice/{merged}"], [f"alice/{trained}"]]
+    whole = (season.root / "submissions" / "demo.csv.gz", tmp_path / "submissions" / "demo.csv.gz")
+    assert list(read_submission(whole[0])) == list(read_submission(whole[1]))  # with labels as without
+    labels = list(read_labels(machines[2].working / "labels.csv.gz"))
+    assert [label[:2] for label in labels] == list(read_submission(whole[1]))
+    folder = tmp_path / "runs" / "student" / "demo" / "none"
+    (record,) = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    assert record["processes"] == 2
+    assert "labels.csv.gz: 16 pseudo-labelled photos; 0 left out" in machines[3].log
+    labelled = {car_of(Path(label.img).stem) for label in labels}
+    assert labelled < {*read_facts(folder / "best.safetensors")["seen_cars"]}
+    submission = manifest_path(tmp_path / "submissions" / "student.csv.gz")
+    assert [*read_manifest(submission).checkpoints["demo"]] == ["none"]
+    message = r"demo, fold none, none, no CV, commit [0-9a-f]{7}"
+    assert re.fullmatch(message, server.submissions[0]["description"])
+    assert read_journal(tmp_path / "submissions" / "log.jsonl")[-1]["public"] == 0.9971
+    alone = Kaggle(tmp_path / "alone", mounts, server.pushed[trained]["text"])
+    assert (alone.run().returncode, "no labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
 
 
 def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monkeypatch):
@@ -400,17 +455,22 @@ def test_the_client_runs_in_a_process_of_its_own(server, monkeypatch):
 def test_sessions_and_hours_are_planned_before_anything_is_sent(server, capsys):
     launch.plan("demo", folds="0,none", overrides=SMALL, shards=2)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:2]] == ["train folds 0", "train folds none"]
+    steps = ["train folds 0", "train folds none", "submit by 1 network(s), 2 view(s)"]
+    assert [line.partition(":")[0] for line in lines[:3]] == steps
     assert "h computed, 1 session(s)" in lines[0]
+    assert re.search(r": 0\.\d h computed, 2 session\(s\) of two T4, then one without GPU$", lines[2])
     assert lines[-2].endswith("; 12.50 of 30.00 GPU hours are left until 2026-10-03 00:00 UTC: enough")
     assert ("multiplications" in lines[-1], server.calls) == (True, ["GetAcceleratorQuotaStatistics"])
 
 
 def test_a_budget_is_checked_before_a_push_and_given_to_the_script(server, mounts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(estimates, "computed_hours", lambda *_: ({}, 6 * 100064 / 3600))
     launch.plan("demo", folds="0-2", budget="12h30m")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train folds 0: 12.5 h budgeted, 2 session(s) of two T4"
-    assert lines[-2].startswith("training 37.5 GPU hours budgeted, 2 sessions at once; ")
+    assert lines[-3].startswith("in all 38.5 GPU hours, 2 sessions at once; ")  # one to predict
+    assert lines[-3].endswith(": not enough, it takes 2 weeks, this one included")
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["budgeted", "computed"]
     with pytest.raises(InputError, match="--budget 9: give a time such as"):
         push_train(tmp_path, budget="9")
     assert not Ledger(tmp_path / "launch.json").entries
@@ -427,9 +487,10 @@ def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_p
     selftest, ten_epochs = tmp_path / "build" / "selftest.json", {"folds": "0", "overrides": ["train.epochs=10"]}
     write_json(selftest, {"experiments": {"demo": rates | {"loader_photos_per_second": 40.0}}})
     server.faults = {"GetAcceleratorQuotaStatistics": [503]}
-    monkeypatch.setattr(estimates, "computed_hours", lambda *_: {0: 7.0})
+    monkeypatch.setattr(estimates, "computed_hours", lambda *_: ({0: 7.0, "none": 8.0}, 10.0))
     launch.plan("demo", **ten_epochs)
-    train, _, total, last = capsys.readouterr().out.splitlines()
+    train, submit, total, last = capsys.readouterr().out.splitlines()
+    assert submit.startswith(f"submit by 1 network(s), 2 view(s): {100064 / 25 / 3600:.1f} h measured, 4 session(s)")
     folds = pd.read_csv(packing.FOLDS)["fold"]
     seconds = 10 * 16 * (sum(folds != 0) / 20 + sum(folds == 0) / 40)
     assert train == f"train folds 0: {seconds / 3600:.1f} h measured, 1 session(s) of two T4"
@@ -438,6 +499,32 @@ def test_a_plan_takes_the_rates_of_the_selftest_and_needs_no_quota(server, tmp_p
     write_json(selftest, {"experiments": {"demo": {"error": "no memory"}}})
     launch.plan("demo", **ten_epochs)
     assert "7.0 h computed" in capsys.readouterr().out
+
+
+def test_the_plan_of_a_chain_is_held_against_the_quota(server, tmp_path, capsys, monkeypatch):
+    rates = {"train_photos_per_second": {"contiguous": 2.0}, "predict_photos_per_second": 25.0}
+    rates = {"demo": rates | {"loader_photos_per_second": 30.0}}
+    write_json(tmp_path / "build" / "selftest.json", {"experiments": rates})
+    monkeypatch.setattr(launch, "GPUS", 2)
+    monkeypatch.setattr(estimates, "computed_hours", lambda *_: ({0: 7.0, "none": 8.0}, 10.0))
+    server.hours_left, settings = 5, ["train.epochs=2", "data.pseudo_share=3"]
+    launch.plan("demo", folds="0-1", overrides=settings, student="demo", shards=3)
+    *steps, total, _ = capsys.readouterr().out.splitlines()
+    folds = pd.read_csv(packing.FOLDS)["fold"]
+    trained = max(2 * 16 * (sum(folds != fold) / 2 + sum(folds == fold) / 15) for fold in (0, 1))  # seconds
+    hours = [second / 3600 for second in (trained, 100064 / (50 / 4), 2 * 16 * 4 * 318 / 4, 100064 / 25)]
+    names = ["train folds 0 1", "submit and label by 2 network(s), 2 view(s)", "train student demo on both GPUs"]
+    names.append("submit student by 1 network(s), 2 view(s)")
+    ends = ["1 session(s) of two T4", "3 session(s) of two T4, then one without GPU", *["1 session(s) of two T4"] * 2]
+    assert steps == [f"{name}: {h:.1f} h measured, {end}" for name, h, end in zip(names, hours, ends, strict=True)]
+    assert total.startswith(f"in all {sum(hours):.1f} GPU hours, 2 sessions at once; 5.00 of 30.00 GPU")
+    assert total.endswith(" UTC: not enough, but a whole week's hours are")
+
+
+def test_hours_beyond_a_week_are_told_in_weeks():
+    for numbers, weeks in {(31, 1, 30): 2, (31.5, 1, 30): 3, (100, 30, 20): 5, (9, 0, 0): "inf"}.items():
+        assert estimates.verdict(*numbers) == f": not enough, it takes {weeks} weeks, this one included"
+    assert [estimates.verdict(9, hours, hours) for hours in (9, float("inf"))] == [": enough", ""]
 
 
 def test_rates_are_fetched_for_the_plan_even_where_a_test_fails(server, mounts, tmp_path, monkeypatch):
