@@ -36,7 +36,7 @@ def where(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command(where):
-    options = ["--threshold", 0.5, "--batch-size", 2, "--block-size", 4, "--num-workers", 0]
+    options = ["--threshold", 0.5, "--batch-size", 2, "--block-size", 4, "--num-workers", 0, "--precision", "fp32"]
     return ["make_submission.py", *where, *options]
 
 
