@@ -53,6 +53,7 @@ class ModelConfig(Group):
     pretrained: bool = Field(True, description="ImageNet weights for the encoder")
     weights: str | None = Field(None, description="file, folder, or package:NAME; none is timm's hub")
     frozen_parts: int = Field(0, ge=0, description="first parts (stem, norm, blocks, stages) that stay as pretrained")
+    frozen_depthwise: bool = Field(False, description="so do depthwise convolutions, whose gradients are slow on a CPU")
     decoder_channels: tuple[Count, ...] = Field((256, 128, 64, 32, 16), min_length=1, description="deepest level first")
     decoder_stride: Literal[1, 2, 4] = Field(1, description="stride of the logits before upsampling")
     logit_upsampling: Literal["bilinear", "pixel_shuffle"] = Field("bilinear", description="from decoder_stride to 1")

@@ -35,6 +35,8 @@ WRONG = [
     ({"encoder": "legacy_xception"}, "cannot take .*the levels of 32x64 pixels are 13x29"),  # convolutions do not pad
     ({"decoder_channels": (8, 8)}, "model.decoder_channels: 5 levels needed, 2 given"),
     ({"frozen_parts": 1, "pretrained": False}, r"frozen_parts=1: without model\.pretrained they would stay random"),
+    ({"frozen_depthwise": True, "pretrained": False}, r"frozen_depthwise=True: without model\.pretrained"),
+    ({"frozen_depthwise": True, "encoder": "test_resnet"}, "test_resnet has no depthwise convolution"),
     ({"frozen_parts": 99, "encoder": "test_resnet"}, r"=99: test_resnet has \d+, the last must be trained"),
     ({"base_width": 32}, "model.base_width=32: unet does not use it, only vanilla_unet: leave it at 64"),
 ]
@@ -154,6 +156,14 @@ def test_frozen_parts_keep_weights_and_statistics(encoder):
     states = [[part.state_dict().values() for part in stage] for stage in (before, parts)]
     same = [all(map(torch.equal, old, new)) for old, new in zip(*states, strict=True)]
     assert same == [True, True, *[False] * (len(parts) - 2)]
+
+
+def test_frozen_depthwise_convolutions_keep_their_weights():
+    model = small(encoder="test_efficientnet", pretrained=True, frozen_depthwise=True).train()
+    model(IMAGES).square().mean().backward()
+    convs = [conv for conv in model.network.encoder.modules() if isinstance(conv, nn.Conv2d)]
+    assert {conv.groups > 1 for conv in convs} == {True, False}
+    assert [conv.weight.grad is None for conv in convs] == [conv.groups > 1 for conv in convs]
 
 
 def test_wrong_settings_end_in_one_line_with_a_way_out():

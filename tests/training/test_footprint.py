@@ -5,6 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from carvana.config import ModelConfig
+from carvana.training import learner as learner_module
 from carvana.training.engine import forward_backward, update
 from carvana.training.footprint import GIB, Footprint
 from carvana.training.learner import build_learner
@@ -39,6 +40,7 @@ CASES = {
     "micro-batches": (UNET | {"deep_supervision": True}, {"batch_size": 4, "micro_batch": 2}),
     "checkpointing": (UNET | {"grad_checkpointing": True}, {"batch_size": 2}),
     "frozen parts": (UNET | {"pretrained": True, "frozen_parts": 3}, {"batch_size": 2}),
+    "frozen depthwise": (UNET | {"pretrained": True, "frozen_depthwise": True}, {"batch_size": 2}),
     "convnext": (UNET | {"encoder": "test_convnext", "stem_channels": 8}, {"batch_size": 2}),
     "vanilla": (VANILLA, {"batch_size": 2}),
 }
@@ -46,8 +48,8 @@ CASES = {
 
 @pytest.mark.parametrize(("model", "train"), CASES.values(), ids=CASES)
 def test_computed_memory_is_what_a_real_step_allocates(tiny, model, train, monkeypatch):
-    """Without the frames of models/cpu.py, which only AVX2 needs: what is computed is a GPU's memory."""
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    """Without the convolutions of models/cpu.py: what is computed is a GPU's memory."""
+    monkeypatch.setattr(learner_module, "speed_up_convolutions", lambda model: None)
     config = tiny(data={"size": [128, 192]}, model=model, train=train)
     assert Footprint(config).configured_bytes("no") == pytest.approx(allocated_in_a_step(config), rel=0.03)
 

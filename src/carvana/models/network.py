@@ -89,8 +89,8 @@ class EncoderDecoder(Network):
     """
 
     options = frozenset({
-        "encoder", "pretrained", "weights", "frozen_parts", "decoder_stride", "logit_upsampling", "upsampling",
-        "stem_channels", "dropout", "deep_supervision", "grad_checkpointing",
+        "encoder", "pretrained", "weights", "frozen_parts", "frozen_depthwise", "decoder_stride",
+        "logit_upsampling", "upsampling", "stem_channels", "dropout", "deep_supervision", "grad_checkpointing",
     })  # fmt: skip
     border = 0
 
@@ -102,11 +102,18 @@ class EncoderDecoder(Network):
             if config.grad_checkpointing and getattr(child, "inplace", False):
                 child.inplace = False  # timm before 1.0.31 checkpoints it, which must not overwrite its input
         parts, count = encoder_parts(encoder), config.frozen_parts
-        if count and not config.pretrained:
-            raise InputError(f"model.frozen_parts={count}: without model.pretrained they would stay random")
+        for name in ("frozen_parts", "frozen_depthwise"):
+            if (value := getattr(config, name)) and not config.pretrained:
+                raise InputError(f"model.{name}={value}: without model.pretrained they would stay random")
         if count >= len(parts):
             raise InputError(f"model.frozen_parts={count}: {config.encoder} has {len(parts)}, the last must be trained")
         self.frozen = [part.requires_grad_(False) for part in parts[:count]]
+        if config.frozen_depthwise:
+            depthwise = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
+            if not depthwise:
+                raise InputError(f"model.frozen_depthwise: {config.encoder} has no depthwise convolution; leave it out")
+            for conv in depthwise:
+                conv.requires_grad_(False)
         levels = encoder.feature_info
         self.channels = dict(zip(levels.reduction(), levels.channels(), strict=True))  # of each stride, finest first
         self.multiple = max(self.channels)
