@@ -15,7 +15,7 @@ from carvana.errors import InputError
 from carvana.provenance import file_digest
 
 LABELS, SOFT = "labels", "soft"  # kinds of files: rows of this module, and masks of `soft`
-REMEDY = "make it with --labels or --soft of src/make_submission.py"
+REMEDY = "make it with src/make_submission.py --labels or --soft, or src/evaluate.py --soft"
 
 
 class Label(NamedTuple):
