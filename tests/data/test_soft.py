@@ -1,5 +1,7 @@
 """Soft masks: what a file of them keeps of probabilities, and that it is whole or not there."""
 
+import pickle
+
 import cv2
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def test_a_file_is_whole_or_not_there_and_is_read_in_its_order_or_by_name(tmp_pa
     assert list(read_soft(path)) == masks
     soft = SoftMasks(Source(path, SOFT, (8, 12), "digest", [], False))
     assert list(soft.image_ids) == ["a_01", "b.c_02"]
-    assert (soft.mask("a_01") == 255).all()
+    assert (pickle.loads(pickle.dumps(soft)).mask("a_01") == 255).all()  # as loader processes get it
     with pytest.raises(ZeroDivisionError):
         write_soft(path, ((name, 1 / 0) for name, _ in masks))
     assert sorted(tmp_path.iterdir()) == [other, path]

@@ -121,17 +121,23 @@ def test_labels_of_a_killed_command_are_whole_or_not_there_and_continue_to_the_s
     assert len(os.listdir(tmp_path)) == 4
 
 
-def test_shards_hold_the_labels_of_their_photos(made, command, tmp_path):
+def test_shards_hold_the_labels_of_their_photos(made, softly, command, tmp_path):
     parts = [tmp_path / f"{part}.csv" for part in (1, 2)]
     for number, part in enumerate(parts, 1):
-        shard = ["--shard", f"{number}/2", "--output", part, "--labels", part.with_name(f"labels-{part.name}")]
-        run_script(*command, "two", "wide", *shard)
+        beside = ["--labels", part.with_name(f"labels-{part.name}"), "--soft", part.with_suffix(".zip")]
+        run_script(*command, "two", "wide", "--shard", f"{number}/2", "--output", part, *beside)
     labels = [part.with_name(f"labels-{part.name}") for part in parts]
     run_script("submission.py", "merge-labels", *labels[::-1], "--output", tmp_path / "labels.csv.gz")
     assert (tmp_path / "labels.csv.gz").read_bytes() == (made / "labels.csv.gz").read_bytes()
     whole, joined = (read_manifest(manifest_path(folder / "labels.csv.gz")) for folder in (made, tmp_path))
-    assert joined == whole
-    for wrong, message in ((labels[:1], "are in no part; give the other parts too"), (parts, "not of labels; submission.py merge")):
+    assert joined == whole.model_copy(update={"soft": True})
+    soft = [part.with_suffix(".zip") for part in parts]
+    run_script("submission.py", "merge-labels", *soft, "--output", tmp_path / "soft.zip")
+    assert (tmp_path / "soft.zip").read_bytes() == (softly / "soft.zip").read_bytes()
+    assert read_source(tmp_path / "soft.zip", "data.pseudo")[1:] == read_source(softly / "soft.zip", "data.pseudo")[1:]
+    mixed = run_script("submission.py", "merge-labels", labels[0], soft[1], "--output", tmp_path / "x.csv", check=False)
+    assert "the second has kind soft instead of labels; predict all parts alike" in mixed.stderr
+    for wrong, message in ((labels[:1], "are in no part; give the other parts too"), (parts, "not of labels")):
         refused = run_script("submission.py", "merge-labels", *wrong, "--output", tmp_path / "x.csv", check=False)
         assert (message in refused.stderr, (tmp_path / "x.csv").exists()) == (True, False)
     run_script("submission.py", "merge", *parts, *command[1:3], "--output", tmp_path / "whole.csv")
@@ -205,5 +211,5 @@ def test_what_are_no_labels_is_named(tmp_path, command):
             list(read_labels(path))
     same = run_script(*command, "two", "--output", path, "--labels", path, check=False)
     no_zip = run_script(*command, "two", "--output", path, "--soft", tmp_path / "x.tar", check=False)
-    assert f"error: --soft {tmp_path / 'x.tar'}: must end in .zip" in no_zip.stderr
+    assert f"error: {tmp_path / 'x.tar'}: must end in .zip" in no_zip.stderr
     assert f"error: --labels {path}: the same file as another; give another name" in same.stderr
