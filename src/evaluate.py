@@ -1,6 +1,7 @@
 """Scores experiments out-of-fold: `python src/evaluate.py unet_lite0 --tta hflip`.
 
-`--compare unet_lite0_640` then says whether that one is better, or only luckier with its cars.
+`--compare unet_lite0_640` then says whether that one is better, or only luckier with its cars. With `--soft` the
+probabilities can be trained on: `data.soft`.
 """
 
 from typing import Annotated
@@ -13,6 +14,7 @@ from carvana import command
 def main(
     experiments: command.ExperimentsArgument, tta: command.TtaOption = "hflip",
     other: Annotated[str | None, typer.Option("--compare", help="An evaluated one to compare each with.")] = None,
+    soft: Annotated[bool, typer.Option("--soft", help="Keep the probabilities too, in oof_soft.zip.")] = False,
     input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
     folds_file: command.FoldsOption = command.FOLDS, cars: command.CarsOption = None,
     batch_size: command.BatchOption = 4, num_workers: command.WorkersOption = 2,
@@ -25,6 +27,7 @@ def main(
     from carvana.device import open_devices
     from carvana.evaluation.comparison import compare, comparison_lines
     from carvana.evaluation.oof import (
+        SOFT_MASKS,
         Unseen,
         common_checkpoints,
         predict_oof,
@@ -42,11 +45,13 @@ def main(
     for experiment, paths in checkpoints.items():
         photos = open_train(input_root, cars, photos_of(fold[experiment] for fold in paths.values()))
         unseen = Unseen(paths, photos, folds, devices[0], loading)
-        summary = write_oof(runs / experiment, predict_oof(unseen, views, backend, devices), unseen, views)
+        oof = predict_oof(unseen, views, backend, devices, soft)
+        summary = write_oof(runs / experiment, oof, unseen, views)
         print("\n".join(summary_lines(summary)))
         if note := unscored_line(runs / experiment):
             print(f"  {note}")
-        print(f"  written: {runs / experiment / 'oof.csv'}, {runs / experiment / 'oof.json'}")
+        names = ["oof.csv", "oof.json", *[SOFT_MASKS] * soft]
+        print(f"  written: {', '.join(str(runs / experiment / name) for name in names)}")
         if other:
             (reference, reference_oof), (_, oof) = read_oof(runs / other), read_oof(runs / experiment)
             print("\n".join(comparison_lines(reference, summary, compare(reference_oof.table, oof.table))))

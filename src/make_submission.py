@@ -4,7 +4,7 @@
 
 What is predicted is kept in `<output>.parts/` until the file is whole: after a crash the same command continues. All
 GPUs share the work. Several machines take a `--shard` each, which `src/submission.py merge` joins. With `--labels`
-what is predicted can be trained on: `data.pseudo`.
+or `--soft` what is predicted can be trained on: `data.pseudo`.
 """
 
 from pathlib import Path
@@ -26,6 +26,7 @@ def main(
     estimate: Annotated[bool, typer.Option("--estimate", help="Only measure a few photos and print figures.")] = False,
     block_size: Annotated[int, typer.Option(min=1, help="Photos kept at a time: a crash loses no more.")] = 128,
     labels: Annotated[Path | None, typer.Option(help="A CSV to write beside: how sure each mask is.")] = None,
+    soft: Annotated[Path | None, typer.Option(help="A zip to write beside: the probabilities, as PNGs.")] = None,
     ensemble: command.EnsembleOption = None, tta: command.TtaOption = None, threshold: command.ThresholdOption = None,
     fold: command.NetworksOption = None, hours: command.HoursOption = None, overwrite: command.OverwriteOption = False,
     input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
@@ -34,39 +35,37 @@ def main(
     precision: command.PrecisionOption = "auto",
 ) -> None:  # fmt: skip
     from carvana.data.images import open_test
-    from carvana.data.lines import check_suffix
+    from carvana.data.labels import LABELS, SOFT
     from carvana.data.loader import Loading
     from carvana.device import open_devices
     from carvana.log import say
     from carvana.models.checkpoint import photos_of
-    from carvana.submission.blocks import Blocks
+    from carvana.submission.blocks import Blocks, check_names
     from carvana.submission.job import Job, choose, match_sample, predict_blocks, read_names
     from carvana.submission.journal import note_submission
 
     end = command.end_of(hours)
     if not output and not estimate:
         raise InputError("--output: missing; name the CSV to be written")
-    for path in filter(None, (output, labels)):
-        check_suffix(path)
-    if labels and labels == output:
-        raise InputError(f"--labels {labels}: the same file as --output; give another name")
+    beside = {kind: path for kind, path in ((LABELS, labels), (SOFT, soft)) if path}
+    check_names(output, beside)
     if estimate and threshold is None and not ensemble:
         threshold = HALF
     devices = open_devices(count, precision)
     choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold, fold)
     quality = photos_of(network.path for folds in checkpoints.values() for network in folds)
     photos = open_test(input_root, cars_file=cars, quality=quality)
-    sample = read_names(input_root, labels is not None)
+    sample = read_names(input_root, bool(beside))
     image_ids = match_sample(sample, photos, whole=cars is None) if sample else photos.image_ids
     loading = Loading(batch_size, num_workers)
-    job = Job(photos, image_ids, checkpoints, choice, devices[0], backend, loading, labels is not None)
+    job = Job(photos, image_ids, checkpoints, choice, devices[0], backend, loading, tuple(beside))
     networks = sum(map(len, checkpoints.values()))
     say(f"{choice}; {len(image_ids)} photos, {networks} networks x {len(choice.views)} views, {job.device.device}")
     if estimate:
         return print(*job.estimate_lines(SESSION if hours is None else hours, len(devices)), sep="\n")
     manifest = job.manifest(shard, block_size)
     names = job.names[manifest.first : manifest.first + manifest.photos]
-    blocks = Blocks(output, manifest, names, labels, job.seen_cars if labels else None)
+    blocks = Blocks(output, manifest, names, beside, job.seen_cars if beside else None)
     figures = predict_blocks(job, devices, blocks, overwrite, end)
     if figures is None:
         raise typer.Exit(command.STOPPED)

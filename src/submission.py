@@ -60,7 +60,7 @@ def merge_labels(
     parts: Annotated[list[Path], typer.Argument(help="Labels of make_submission.py --shard, beside their manifests.")],
     output: OutputOption,
 ) -> None:
-    """Joins the labels of the parts of one prediction, in any order, after a check that they are one and whole."""
+    """Joins labels, or soft masks, of the parts of one prediction, in any order, if they are one and whole."""
     from carvana.submission import blocks
 
     print(f"{output}: labels of {blocks.merge_labels(parts, output)} photos, of {len(parts)} parts")

@@ -27,6 +27,7 @@ def main(
     from carvana.data.folds import parse_folds, read_folds
     from carvana.data.images import open_train
     from carvana.data.pseudo import open_pseudo
+    from carvana.data.soft import open_soft
     from carvana.device import join_processes
     from carvana.experiment import load_experiment
     from carvana.log import say
@@ -34,7 +35,7 @@ def main(
     from carvana.training.budget import plan_fold
     from carvana.training.dry_run import cost_of_training, count_photos
     from carvana.training.fold import train_folds
-    from carvana.training.state import Budget, split_fold, with_epochs_of_folds, with_pseudo
+    from carvana.training.state import Budget, split_fold, with_epochs_of_folds, with_labels
     from carvana.training.tracking import check_tracker
 
     deadline, limit = command.end_of(hours), budget and Budget(command.parse_duration(budget))
@@ -56,8 +57,8 @@ def main(
     photos = open_train(input_root, cars, config.data.photos)
     say(f"{len(photos.image_ids)} photos of {len(photos.cars)} of the {len(folds)} cars in {folds_file}")
     say(f"code at commit {git_commit()}")
-    pseudo = open_pseudo(config.data, input_root)
-    splits = [with_pseudo(split_fold(photos, folds, number, runs, config.name), pseudo) for number in numbers]
+    labels = open_pseudo(config.data, input_root), open_soft(config.data)
+    splits = [with_labels(split_fold(photos, folds, number, runs, config.name), *labels) for number in numbers]
     if limit and len(splits) > 1:
         say(f"--budget {limit}: {len(splits)} folds take {command.format_duration(len(splits) * limit.seconds)} in all")
     if dry_run:

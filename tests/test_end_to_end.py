@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from carvana.data.geometry import Fit
 from carvana.data.images import open_test
 from carvana.data.rle import rle_decode
 from carvana.log import read_records
-from carvana.models.checkpoint import load_checkpoint
+from carvana.models.checkpoint import load_checkpoint, read_facts
 from carvana.submission.csv import read_submission
 from carvana.submission.journal import END, START
 
@@ -35,6 +36,16 @@ STEPS = [
     "submission.py score tiny.csv.gz --truth input/test_masks",
     "draw.py overlays tiny.csv.gz --input input --output overlays.jpg --count 4",
     "cut_out.py tiny --photos input/test --output cut --runs runs --hard",
+]
+
+DISTILLATION = [
+    f"evaluate.py tiny --tta hflip --soft {DATA} {FOLDS}",
+    f"make_submission.py tiny --tta hflip {DATA} --output teachers.csv --soft teachers.zip",
+    f"train.py tiny.yaml --fold none --name student {DATA} {FOLDS} --set data.soft=[runs/tiny/oof_soft.zip]"
+    " --set data.pseudo=teachers.zip --set train.epochs=5",
+    f"make_submission.py student --fold none --threshold 0.5 --tta none {DATA} --output student.csv",
+    "submission.py check student.csv --input input --size 96x144",
+    "submission.py score student.csv --truth input/test_masks",
 ]
 
 
@@ -70,6 +81,21 @@ def test_each_step_says_what_it_has_made(workplace):
     assert (record["file"], record["folds"], record["views"]) == ("tiny.csv.gz", {"tiny": [0, 1]}, summary["tta"])
     assert record["cv"][0]["dice"] == summary["dice"]
     assert "| tiny.csv.gz | tiny | 0 1 |" in (root / "README.md").read_text()
+
+
+def test_one_network_learns_from_the_ensemble_what_it_knows_of_photos_with_and_without_masks(workplace, tmp_path):
+    root, _ = workplace
+    for name in ("input", "folds.csv", "tiny.yaml"):
+        (tmp_path / name).symlink_to(root / name)
+    shutil.copytree(root / "runs/tiny", tmp_path / "runs/tiny")
+    printed = [run_script(*step.split(), cwd=tmp_path) for step in DISTILLATION]
+    assert "oof_soft.zip: out-of-fold probabilities of 64 photos" in printed[2].stderr
+    assert "teachers.zip: probabilities of 16 photos" in printed[2].stderr
+    assert "16 photos, 1 networks x 1 views" in printed[3].stderr
+    assert "OK: 16 rows" in printed[4].stdout
+    assert float(printed[5].stdout.split("Dice ")[1].split()[0].rstrip(",")) > 0.8
+    assert {record["train_photos"] for record in read_records(tmp_path / "runs/student/none/log.jsonl")} == {64 + 16}
+    assert len(read_facts(tmp_path / "runs/student/none/best.safetensors")["seen_cars"]) == 4 + 1
 
 
 def test_photos_of_higher_quality_are_all_that_is_needed(workplace, tmp_path):

@@ -15,7 +15,8 @@ Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 STAGED = {"data", "loss", "optim", "train"}  # what a stage may change
 FIXED = {  # of the whole run
-    "average", "init_from", "memory_format", "photos", "precision", "pseudo", "pseudo_input", "pseudo_least", "seed"
+    "average", "init_from", "memory_format", "photos", "precision", "pseudo", "pseudo_input", "pseudo_least", "seed",
+    "soft",
 }  # fmt: skip
 
 
@@ -31,10 +32,12 @@ class DataConfig(Group):
     augmentation: str = Field("light", description="name of a set in carvana/data/augmentations.py")
     cache_gib: float = Field(4, ge=0, description="disk (/tmp) for photos and masks decoded to network size; 0 is none")
     num_workers: int = Field(2, ge=0, le=64, description="loader processes")
-    pseudo: str | None = Field(None, description="labels of make_submission.py --labels to train on as well")
+    pseudo: str | None = Field(None, description="of make_submission.py --labels or --soft, to train on as well")
     pseudo_input: str | None = Field(None, description="where their photos are, in test; none is --input")
     pseudo_least: Fraction = Field(0.99, description="expected Dice and agreement; photos below are left out")
     pseudo_share: float = Field(1.0, ge=0, le=1000, description="pseudo-labelled photos an epoch for each with a mask")
+    soft: tuple[str, ...] = Field((), description="out-of-fold probabilities of evaluate.py --soft; a mean of several")
+    soft_share: Fraction = Field(0.5, description="of them in the target of a photo with a mask; the rest is the mask")
 
     @field_validator("crop")
     @classmethod

@@ -10,12 +10,14 @@ import torch
 from conftest import run_script
 from varied_runs import CPU, write_unseen
 
+from carvana.config import DataConfig
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_decode
+from carvana.data.soft import decode_soft, encode_soft, open_soft
 from carvana.errors import InputError
 from carvana.evaluation import oof as evaluation
 from carvana.evaluation.metrics import BEYOND, THRESHOLDS, dice
-from carvana.evaluation.oof import common_checkpoints, merge_oof, predict_oof, read_oof, write_oof
+from carvana.evaluation.oof import SOFT_MASKS, common_checkpoints, merge_oof, predict_oof, read_oof, write_oof
 from carvana.evaluation.pixels import Search
 from carvana.evaluation.selection import predict_choices, sample_pixels
 from carvana.log import write_json
@@ -42,13 +44,32 @@ def oof(unseen):
     return predict_oof(unseen, VIEWS)
 
 
+def test_probabilities_that_are_kept_are_those_of_networks_that_never_saw_the_car(unseen, oof, tmp_path):
+    assert not oof.soft
+    write_oof(tmp_path / "small", predict_oof(unseen, VIEWS, soft=True), unseen, VIEWS)
+    with pytest.raises(InputError, match="which cars its networks have learnt from is not known"):
+        open_soft(DataConfig(soft=[str(tmp_path / "small" / SOFT_MASKS)]))  # these networks note none
+    facts = json.loads((tmp_path / "small" / f"{SOFT_MASKS}.json").read_text())
+    write_json(tmp_path / "small" / f"{SOFT_MASKS}.json", facts | {"seen_cars": ["a"]})
+    (masks,) = open_soft(DataConfig(soft=[str(tmp_path / "small" / SOFT_MASKS)]))
+    assert sorted(masks.image_ids) == sorted(unseen.photos.image_ids)
+    for fold, image_ids in unseen.by_fold.items():
+        networks = [load_checkpoint(unseen.checkpoints[fold]["small"])]
+        predictor = Predictor([fold_members(networks, VIEWS, CPU)], CPU, unseen.loading)
+        for prediction in predictor.predict(unseen.photos, image_ids):
+            expected = decode_soft(encode_soft(prediction.probs), prediction.probs.shape)
+            assert np.abs(masks.mask(prediction.image_id).astype(int) - expected).max() <= 1
+
+
 def test_devices_share_the_photos_of_each_fold(unseen, oof):
-    shared = predict_oof(replace(unseen, loading=Loading(2, 0)), VIEWS, devices=[CPU, CPU])
+    shared = predict_oof(replace(unseen, loading=Loading(2, 0)), VIEWS, devices=[CPU, CPU], soft=True)
     assert shared.table.drop(columns=BEYOND).equals(oof.table.drop(columns=BEYOND))
     large = replace(unseen, loading=Loading(16, 0))  # a batch a fold: only one device has work
     assert predict_oof(large, VIEWS, devices=[CPU, CPU]).table["image_id"].tolist() == oof.table["image_id"].tolist()
     assert np.abs(shared.curves - oof.curves).max() < 1e-3
     assert [len(mask) > 0 for mask in shared.masks] == [len(mask) > 0 for mask in oof.masks]
+    for png, rle in zip(shared.soft, oof.masks, strict=True):
+        assert ((decode_soft(png, (96, 144)) >= 128) == rle_decode(rle, (96, 144))).mean() > 0.9
 
 
 @pytest.fixture

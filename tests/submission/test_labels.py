@@ -9,9 +9,10 @@ from conftest import run_script
 from varied_runs import CPU, write_run
 
 from carvana.data.images import open_test
-from carvana.data.labels import Label, read_labels, write_labels
+from carvana.data.labels import Label, read_labels, read_source, write_labels
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_decode, rle_encode
+from carvana.data.soft import SoftMasks, decode_soft, encode_soft
 from carvana.errors import InputError
 from carvana.evaluation.metrics import dice
 from carvana.models.checkpoint import read_facts
@@ -80,7 +81,9 @@ def test_labels_are_those_of_the_probabilities_and_the_submission_is_the_same_wi
 def test_a_manifest_says_who_labelled_and_from_which_cars_they_have_learnt(made, command, where, tmp_path):
     labels = made / "labels.csv.gz"
     manifest, submission = (json.loads(manifest_path(path).read_text()) for path in (labels, made / "x.csv"))
-    assert manifest == submission | {"seen_cars": ["a", "b", "c"], "digest": file_digest(labels)}
+    assert manifest == submission | {
+        "kind": "labels", "seen_cars": ["a", "b", "c"], "digest": file_digest(labels),
+    }  # fmt: skip
     assert manifest["checkpoints"]["two"].keys() == {"0", "1"}
     run_script(*command, "unknown", "two", "--output", tmp_path / "x.csv", "--labels", tmp_path / "y.csv")
     assert json.loads((tmp_path / "y.csv.json").read_text())["seen_cars"] is None
@@ -118,21 +121,70 @@ def test_labels_of_a_killed_command_are_whole_or_not_there_and_continue_to_the_s
     assert len(os.listdir(tmp_path)) == 4
 
 
-def test_shards_hold_the_labels_of_their_photos(made, command, tmp_path):
+def test_shards_hold_the_labels_of_their_photos(made, softly, command, tmp_path):
     parts = [tmp_path / f"{part}.csv" for part in (1, 2)]
     for number, part in enumerate(parts, 1):
-        shard = ["--shard", f"{number}/2", "--output", part, "--labels", part.with_name(f"labels-{part.name}")]
-        run_script(*command, "two", "wide", *shard)
+        beside = ["--labels", part.with_name(f"labels-{part.name}"), "--soft", part.with_suffix(".zip")]
+        run_script(*command, "two", "wide", "--shard", f"{number}/2", "--output", part, *beside)
     labels = [part.with_name(f"labels-{part.name}") for part in parts]
     run_script("submission.py", "merge-labels", *labels[::-1], "--output", tmp_path / "labels.csv.gz")
     assert (tmp_path / "labels.csv.gz").read_bytes() == (made / "labels.csv.gz").read_bytes()
     whole, joined = (read_manifest(manifest_path(folder / "labels.csv.gz")) for folder in (made, tmp_path))
-    assert joined == whole
-    for wrong, message in ((labels[:1], "are in no part; give the other parts too"), (parts, "line 1: not img,rle_")):
+    assert joined == whole.model_copy(update={"soft": True})
+    soft = [part.with_suffix(".zip") for part in parts]
+    run_script("submission.py", "merge-labels", *soft, "--output", tmp_path / "soft.zip")
+    assert (tmp_path / "soft.zip").read_bytes() == (softly / "soft.zip").read_bytes()
+    assert read_source(tmp_path / "soft.zip", "data.pseudo")[1:] == read_source(softly / "soft.zip", "data.pseudo")[1:]
+    mixed = run_script("submission.py", "merge-labels", labels[0], soft[1], "--output", tmp_path / "x.csv", check=False)
+    assert "the second has kind soft instead of labels; predict all parts alike" in mixed.stderr
+    for wrong, message in ((labels[:1], "are in no part; give the other parts too"), (parts, "not of labels")):
         refused = run_script("submission.py", "merge-labels", *wrong, "--output", tmp_path / "x.csv", check=False)
         assert (message in refused.stderr, (tmp_path / "x.csv").exists()) == (True, False)
     run_script("submission.py", "merge", *parts, *command[1:3], "--output", tmp_path / "whole.csv")
     assert (tmp_path / "whole.csv").read_bytes() == (made / "x.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def softly(command, tmp_path_factory):
+    """Soft masks beside a submission, and no labels."""
+    folder = tmp_path_factory.mktemp("softly")
+    run_script(*command, "two", "wide", "--output", folder / "x.csv", "--soft", folder / "soft.zip")
+    return folder
+
+
+def test_soft_masks_are_the_probabilities_of_all_networks_and_views(softly, made, command, where):
+    assert (softly / "x.csv").read_bytes() == (made / "x.csv").read_bytes()
+    source, photos = read_source(softly / "soft.zip", "data.pseudo"), open_test(where[1])
+    assert source[1:] == ("soft", SIZE, file_digest(softly / "soft.zip"), ["a", "b", "c"], False)
+    masks = SoftMasks(source)
+    choice, checkpoints = choose(["two", "wide"], None, where[3], "hflip", 0.5)
+    predictor = build_predictor(choice, checkpoints, CPU, Loading(2, 0), "torch")
+    for prediction in predictor.predict(photos, photos.image_ids):
+        expected = decode_soft(encode_soft(prediction.probs), SIZE)
+        assert abs(masks.mask(prediction.image_id).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("moment", [2, 6, 10, 11])
+def test_soft_masks_of_a_killed_command_continue_to_the_same_bytes(softly, command, tmp_path, moment, monkeypatch):
+    """Before the 1st or 3rd block's soft masks, the joined ones, or their manifest appear."""
+    rename, renamed = os.replace, []
+
+    def replace(source, target):
+        if len(renamed) == moment:
+            raise BaseException("killed")  # what no `except` of the code catches
+        rename(source, renamed.append(target) or target)
+
+    command = [*command, "two", "wide", "--output", tmp_path / "x.csv", "--soft", tmp_path / "soft.zip"]
+    monkeypatch.setattr("os.replace", replace)
+    with pytest.raises(BaseException, match="killed"):
+        run_script(*command)
+    monkeypatch.undo()
+    assert (tmp_path / "soft.zip").exists() == (moment > 10)
+    assert not (tmp_path / "x.csv").exists()
+    run_script(*command)
+    for name in ("x.csv", "x.csv.json", "soft.zip", "soft.zip.json"):
+        assert (tmp_path / name).read_bytes() == (softly / name).read_bytes()
+    assert len(os.listdir(tmp_path)) == 4
 
 
 def test_photos_without_a_sample_can_be_labelled_only(demo, command, tmp_path):
@@ -158,4 +210,6 @@ def test_what_are_no_labels_is_named(tmp_path, command):
         with pytest.raises(InputError, match=rf"x\.csv, line {line}: not img,rle_mask,expected_dice"):
             list(read_labels(path))
     same = run_script(*command, "two", "--output", path, "--labels", path, check=False)
-    assert f"error: --labels {path}: the same file as --output; give another name" in same.stderr
+    no_zip = run_script(*command, "two", "--output", path, "--soft", tmp_path / "x.tar", check=False)
+    assert f"error: {tmp_path / 'x.tar'}: must end in .zip" in no_zip.stderr
+    assert f"error: --labels {path}: the same file as another; give another name" in same.stderr

@@ -30,7 +30,7 @@ from carvana.training.dry_run import forward_passes
 from carvana.training.fold import train_fold
 from carvana.training.losses import LOSSES, weighted_sum
 from carvana.training.pace import Pace
-from carvana.training.state import Budget, Fold, seen_cars, split_fold, with_pseudo
+from carvana.training.state import Budget, Fold, seen_cars, split_fold, with_labels
 
 SIZE = (96, 144)
 DISPUTED = np.zeros(SIZE, bool)
@@ -137,9 +137,9 @@ def test_masks_have_a_second_layer_and_the_first_is_as_ever_cached_or_not(demo, 
 def test_unsure_photos_are_left_out_and_what_cannot_be_trained_on_is_refused(demo, names, labels, tmp_path, capsys):
     root = demo / "input"
     assert open_pseudo(configured(labels, pseudo=None).data, root) is None
-    assert list(open_pseudo(configured(labels).data, root).labels) == [name[:-4] for name in names[:SURE]]
+    assert list(open_pseudo(configured(labels).data, root).masks.image_ids) == [name[:-4] for name in names[:SURE]]
     assert f"{labels}: 10 pseudo-labelled photos; 6 left out with expected Dice or agreement" in capsys.readouterr().err
-    assert len(open_pseudo(configured(labels, pseudo_least=0.98).data, root).labels) == 16
+    assert len(open_pseudo(configured(labels, pseudo_least=0.98).data, root).masks.image_ids) == 16
 
     def refusal(path: Path = labels, **data) -> str:
         with pytest.raises(InputError) as error:
@@ -171,17 +171,17 @@ def test_a_fold_learns_from_no_network_that_knows_its_validation(demo, names, tm
         return open_pseudo(configured(write_pseudo(tmp_path / "x.csv", labelled, seen)).data, root)
 
     pseudo = label(names, [*fold.train.cars, "far"])
-    learning = with_pseudo(fold, pseudo)
+    learning = with_labels(fold, pseudo)
     assert seen_cars(configured(tmp_path / "x.csv"), learning) == sorted([*fold.train.cars, "far", *pseudo.cars])
-    assert seen_cars(configured(tmp_path / "x.csv", pseudo=None), with_pseudo(fold, None)) == fold.train.cars
+    assert seen_cars(configured(tmp_path / "x.csv", pseudo=None), with_labels(fold, None)) == fold.train.cars
     with pytest.raises(InputError, match=rf"learnt from cars of this fold's validation: {fold.val.cars[0]}; label"):
-        with_pseudo(fold, label(names, ["far", *fold.val.cars]))
+        with_labels(fold, label(names, ["far", *fold.val.cars]))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "test").symlink_to(root / "train")
     for photos in (fold.val, fold.train):
         same = list(map(photos.name, photos.image_ids))
         with pytest.raises(InputError, match=rf"labels of cars with true masks: {photos.cars[0]}; label other"):
-            with_pseudo(fold, label(same, ["far"], tmp_path / "other"))
+            with_labels(fold, label(same, ["far"], tmp_path / "other"))
 
 
 def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same_weights(
@@ -194,7 +194,7 @@ def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same
         ],
     )  # fmt: skip
     pseudo = open_pseudo(config.data, demo / "input")
-    whole = with_pseudo(split(demo, tmp_path / "whole"), pseudo)
+    whole = with_labels(split(demo, tmp_path / "whole"), pseudo)
     assert train_fold(config, whole)
     records = read_records(whole.folder / "log.jsonl")
     assert [record["train_photos"] for record in records] == [24, 24, 16 + SURE, 16]
@@ -202,7 +202,7 @@ def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same
     facts = read_facts(whole.folder / "best.safetensors")
     assert facts["seen_cars"] == sorted([*whole.train.cars, *pseudo.cars])
 
-    cut = with_pseudo(split(demo, tmp_path / "cut"), pseudo)
+    cut = with_labels(split(demo, tmp_path / "cut"), pseudo)
     save = module.save_state
     monkeypatch.setattr(module, "save_state", lambda *state: save(*state) or (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -211,21 +211,21 @@ def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same
     moved = Path(shutil.copy(labels, tmp_path / "moved.csv.gz"))
     shutil.copy(f"{labels}.json", f"{moved}.json")
     elsewhere = config.changed(data={"pseudo": str(moved), "pseudo_input": str(demo / "input")})
-    cut = with_pseudo(split(demo, tmp_path / "cut"), open_pseudo(elsewhere.data, tmp_path))
+    cut = with_labels(split(demo, tmp_path / "cut"), open_pseudo(elsewhere.data, tmp_path))
     assert train_fold(elsewhere, cut, resume=True)
     weights, expected = (load_checkpoint(f.folder / "best.safetensors").model.state_dict() for f in (cut, whole))
     assert all(torch.equal(expected[name], weights[name]) for name in expected)
-    other = with_pseudo(whole, open_pseudo(configured(write_pseudo(moved, names, shift=1)).data, demo / "input"))
+    other = with_labels(whole, open_pseudo(configured(write_pseudo(moved, names, shift=1)).data, demo / "input"))
     with pytest.raises(InputError, match=r"cannot be resumed, it was another run: pseudo\.digest: "):
         train_fold(elsewhere, other, resume=True)
-    with pytest.raises(ValueError, match="with_pseudo"):
+    with pytest.raises(ValueError, match="with_labels"):
         train_fold(config, replace(whole, pseudo=None), overwrite=True)
 
 
 def test_time_and_cost_count_them(demo, labels, tmp_path, monkeypatch):
     config = configured(labels, pseudo_share=1).changed(train={"epochs": 3})
     assert forward_passes(config, 16, 0) == 2 * forward_passes(config.changed(data={"pseudo": None}), 16, 0)
-    fold = with_pseudo(split(demo, tmp_path), open_pseudo(config.data, demo / "input"))
+    fold = with_labels(split(demo, tmp_path), open_pseudo(config.data, demo / "input"))
     measured = []
     pace = lambda learner, photos, count: measured.append(count) or Pace(1.0, 1.0)
     monkeypatch.setattr("carvana.training.pace.measure_training", pace)

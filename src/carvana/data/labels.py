@@ -1,14 +1,21 @@
-"""Labels of photos without masks, as networks gave them: rows of `img,rle_mask,expected_dice,agreement,disputed`."""
+"""Labels of photos without masks, as networks gave them: rows of `img,rle_mask,expected_dice,agreement,disputed`.
 
+And where such files come from, by the `.json` beside them.
+"""
+
+import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from carvana.data.geometry import Size
 from carvana.data.lines import read_lines, write_lines
 from carvana.errors import InputError
+from carvana.provenance import file_digest
 
-REMEDY = "make them with src/make_submission.py --labels"
+LABELS, SOFT = "labels", "soft"  # kinds of files: rows of this module, and masks of `soft`
+REMEDY = "make it with src/make_submission.py --labels or --soft, or src/evaluate.py --soft"
 
 
 class Label(NamedTuple):
@@ -39,3 +46,32 @@ def read_labels(path: Path) -> Iterator[Label]:
                 raise ValueError
         except ValueError:
             raise InputError(f"{path}, line {number}: not {HEADER}; {REMEDY}") from None
+
+
+class Source(NamedTuple):
+    """A file of labels or soft masks, as the `.json` beside it knows it."""
+
+    path: Path
+    kind: str  # LABELS or SOFT
+    size: Size  # of the photos
+    digest: str  # of the file
+    seen_cars: list[str]  # all that its networks have learnt from
+    out_of_fold: bool  # each photo by networks that never saw its car
+
+
+def read_source(path: Path, setting: str) -> Source:
+    """What the `.json` says. Raises InputError, for `setting`, if the file is not as it was written.
+
+    Also if it is not known which cars its networks have learnt from.
+    """
+    try:
+        facts = json.loads(path.with_name(f"{path.name}.json").read_text())
+        digest, seen_cars, size = facts["digest"], facts["seen_cars"], tuple(facts["size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{setting}: {path}.json: missing, or not beside labels ({error}); {REMEDY}") from None
+    if not path.is_file() or file_digest(path) != digest:
+        raise InputError(f"{setting}: {path}: missing, cut or not the file of its manifest; fetch it, or {REMEDY}")
+    if seen_cars is None:
+        unknown = "which cars its networks have learnt from is not known"
+        raise InputError(f"{setting}: {path}: {unknown}; train them with this version, and label again")
+    return Source(path, facts.get("kind", LABELS), size, digest, seen_cars, facts.get("out_of_fold", False))

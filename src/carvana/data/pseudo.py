@@ -1,6 +1,8 @@
-"""Pseudo-labels (Lee, 2013): photos without true masks, with the masks that networks gave them, to train on as well."""
+"""Pseudo-labels (Lee, 2013): photos without true masks, with the masks that networks gave them, to train on as well.
 
-import json
+The masks are hard ones with disputed pixels left out, or soft ones: the probabilities themselves.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -10,72 +12,74 @@ from carvana.config import DataConfig
 from carvana.data.cache import PhotoCache
 from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos, car_of, open_test
-from carvana.data.labels import REMEDY, read_labels
+from carvana.data.labels import SOFT, Source, read_labels, read_source
 from carvana.data.rle import rle_decode
+from carvana.data.soft import SoftenedPhotos, SoftMasks
 from carvana.errors import InputError, few
 from carvana.log import say
-from carvana.provenance import file_digest
+
+
+@dataclass(frozen=True)
+class HardMasks:
+    """Masks with two layers: the car, and what the networks did not agree on."""
+
+    runs: dict[str, tuple[str, str]]  # of each layer, by image_id
+    size: Size
+    layers = (2,)  # as those of `Photos`
+
+    @property
+    def image_ids(self) -> dict[str, tuple[str, str]]:
+        """In their order; `in` looks one up at once."""
+        return self.runs
+
+    def mask(self, image_id: str) -> np.ndarray:
+        """bool (height, width, 2)."""
+        return np.dstack([rle_decode(rle, self.size) for rle in self.runs[image_id]])
 
 
 @dataclass(frozen=True)
 class PseudoPhotos:
-    """Photos with the labels that networks gave them."""
+    """Photos with the masks that networks gave them."""
 
-    path: Path  # of the labels
+    source: Source
     photos: Photos
-    labels: dict[str, tuple[str, str]]  # runs of the mask, and of what is disputed, by image_id
-    size: Size  # of the photos
-    digest: str  # of the labels' file
-    seen_cars: list[str]  # all that the networks have learnt from
+    masks: HardMasks | SoftMasks
 
     @property
     def cars(self) -> list[str]:
         """The cars photographed, sorted."""
-        return sorted(set(map(car_of, self.labels)))
-
-    def layers(self, image_id: str) -> list[np.ndarray]:
-        """Where the car is, and where the networks did not agree on it: bool (height, width) each."""
-        return [rle_decode(rle, self.size) for rle in self.labels[image_id]]
+        return sorted(set(map(car_of, self.masks.image_ids)))
 
     def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
         """As `Photos.fitted`. Raises InputError if the photo is of another size than its label."""
         images, size = self.photos.fitted(image_id, fits)
-        if size != self.size:
-            raise InputError(f"{self.path}: labels of {self.size}, but {self.photos.name(image_id)} is of {size}")
+        if size != self.source.size:
+            sizes = f"labels of {self.source.size}, but {self.photos.name(image_id)} is of {size}"
+            raise InputError(f"{self.source.path}: {sizes}")
         return images, size
 
 
 def open_pseudo(data: DataConfig, input_root: Path) -> PseudoPhotos | None:
     """What `data.pseudo` names, without the unsure photos, and says how many these are; None if it names nothing.
 
-    Raises InputError if the labels are not as they were written or of photos that are not there, if none is sure
-    enough, or if it is not known which cars their networks have learnt from.
+    Soft masks say themselves how sure they are: all are taken. Raises InputError if the file is not as it was written
+    or of photos that are not there, if none is sure enough, or if it is not known which cars its networks have learnt
+    from.
     """
     if data.pseudo is None:
         return None
     path = Path(data.pseudo)
-    digest, seen_cars, size = _read_manifest(path)
-    labels = _read_sure(path, data.pseudo_least)
+    source = read_source(path, "data.pseudo")
+    if source.kind == SOFT:
+        masks = SoftMasks(source)
+        say(f"{path}: probabilities of {len(masks.image_ids)} photos")
+    else:
+        masks = HardMasks(_read_sure(path, data.pseudo_least), source.size)
     photos = open_test(Path(data.pseudo_input or input_root), quality=data.photos)
-    if missing := sorted(labels.keys() - set(photos.image_ids)):
+    if missing := sorted(masks.image_ids.keys() - set(photos.image_ids)):
         where = photos.photo_part.path
         raise InputError(f"data.pseudo: {where}: lacks {few(missing)} of {path}; set data.pseudo_input to their folder")
-    return PseudoPhotos(path, photos, labels, size, digest, seen_cars)
-
-
-def _read_manifest(path: Path) -> tuple[str, list[str], Size]:
-    """Digest of the labels, what their networks have learnt from, size of the photos."""
-    try:
-        facts = json.loads(path.with_name(f"{path.name}.json").read_text())
-        digest, seen_cars, size = facts["digest"], facts["seen_cars"], tuple(facts["size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"data.pseudo: {path}.json: missing, or not beside labels ({error}); {REMEDY}") from None
-    if not path.is_file() or file_digest(path) != digest:
-        raise InputError(f"data.pseudo: {path}: missing, cut or not the file of its manifest; fetch it, or {REMEDY}")
-    if seen_cars is None:
-        unknown = "which cars its networks have learnt from is not known"
-        raise InputError(f"data.pseudo: {path}: {unknown}; train them with this version, and label again")
-    return digest, seen_cars, size
+    return PseudoPhotos(source, photos, masks)
 
 
 def _read_sure(path: Path, least: float) -> dict[str, tuple[str, str]]:
@@ -92,24 +96,26 @@ def _read_sure(path: Path, least: float) -> dict[str, tuple[str, str]]:
 
 
 class MixedPhotos:
-    """Photos with true masks, then pseudo-labelled ones; a mask has two layers: the car, and what is disputed."""
+    """Photos with true masks, then pseudo-labelled ones; all masks have the layers of these."""
 
-    layers = (2,)
-
-    def __init__(self, photos: Photos, pseudo: PseudoPhotos):
-        self.photos, self.pseudo = photos, pseudo
-        self.image_ids = [*photos.image_ids, *pseudo.labels]
+    def __init__(self, photos: Photos | SoftenedPhotos, pseudo: PseudoPhotos):
+        self.photos, self.pseudo, self.layers = photos, pseudo, pseudo.masks.layers
+        self.image_ids = [*photos.image_ids, *pseudo.masks.image_ids]
 
     def mask(self, image_id: str) -> np.ndarray:
-        """bool (height, width, 2)."""
-        if image_id in self.pseudo.labels:
-            return np.dstack(self.pseudo.layers(image_id))
+        """bool or, if soft, uint8 (height, width, *layers); in true ones nothing is disputed."""
+        if image_id in self.pseudo.masks.image_ids:
+            return self.pseudo.masks.mask(image_id)
         mask = self.photos.mask(image_id)
-        return np.dstack([mask, np.zeros_like(mask)])
+        return np.dstack([mask, np.zeros_like(mask)]) if self.layers else mask
 
     def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
         """As `Photos.fitted`."""
-        return (self.pseudo if image_id in self.pseudo.labels else self.photos).fitted(image_id, fits)
+        return (self.pseudo if image_id in self.pseudo.masks.image_ids else self.photos).fitted(image_id, fits)
+
+
+TrainingPhotos = Photos | SoftenedPhotos | MixedPhotos
+"""What a cache can be made of."""
 
 
 class EpochPhotos:

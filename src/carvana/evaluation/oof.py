@@ -12,19 +12,22 @@ import pandas as pd
 
 from carvana.data.folds import check_folds, fold_name, folds_digest, parse_folds, run_folder
 from carvana.data.images import Photos, angle_of, car_of
+from carvana.data.labels import SOFT
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
+from carvana.data.soft import encode_soft, write_soft
 from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError, few
 from carvana.evaluation.metrics import BEYOND, THRESHOLDS, bootstrap_interval, dice_curve, errors_beyond, estimate_mean
 from carvana.log import replacing, say, write_json
-from carvana.models.checkpoint import Checkpoint, leaking_cars, load_checkpoint, read_facts
+from carvana.models.checkpoint import Checkpoint, all_seen_cars, leaking_cars, load_checkpoint, read_facts
 from carvana.prediction.ensemble import Checkpoints
 from carvana.prediction.predictor import Mix, Prediction, Predictor, fold_members
 from carvana.provenance import file_digest, git_commit, versions
 
 HALF = 0.5  # masks are kept at this threshold, to be looked at: the best one is known only after all photos
 FLAT = 1e-5  # thresholds whose Dice differs by less are equally good; the one nearest 0.5 is taken
+SOFT_MASKS = "oof_soft.zip"
 MASKS, GZIP = "oof_masks.csv.gz", {"compression": {"method": "gzip", "mtime": 0}}
 
 
@@ -35,6 +38,7 @@ class Oof:
     table: pd.DataFrame  # a row a photo: image_id, car, angle, fold, and of its mask at HALF what BEYOND names
     curves: np.ndarray  # (photos, 99) float64: its Dice at each of THRESHOLDS
     masks: list[str]  # its mask at HALF, as RLE
+    soft: Sequence[bytes] = ()  # its soft mask, where that was asked for
 
 
 def trained_folds(run: Path) -> dict[int, Path]:
@@ -124,21 +128,25 @@ class Unseen:
             yield from predictor.predict(self.photos, image_ids, masks=True, description=f"{name} fold {fold}")
 
 
-def predict_oof(unseen: Unseen, views: Sequence[str], backend: str = "torch", devices: Sequence[Device] = ()) -> Oof:
+def predict_oof(
+    unseen: Unseen, views: Sequence[str], backend: str = "torch", devices: Sequence[Device] = (), soft: bool = False
+) -> Oof:
     """Scores each photo of an experiment; photos of folds without a checkpoint are left out.
 
-    With `devices` they are shared among those, a process each.
+    With `devices` they are shared among those, a process each. With `soft` the probabilities are kept, compressed.
     """
     shares = [replace(unseen, device=device, part=(i, len(devices))) for i, device in enumerate(devices)] or [unseen]
-    oofs = side_by_side(_predict_share, [(part, views, backend) for part in shares if part.cars])
+    oofs = side_by_side(_predict_share, [(part, views, backend, soft) for part in shares if part.cars])
     order = np.argsort(np.concatenate([oof.table["fold"] for oof in oofs]), kind="stable")
     masks = [mask for oof in oofs for mask in oof.masks]
+    pngs = [png for oof in oofs for png in oof.soft]
     table = pd.concat([oof.table for oof in oofs], ignore_index=True).iloc[order].reset_index(drop=True)
-    return Oof(table, np.concatenate([oof.curves for oof in oofs])[order], [masks[i] for i in order])
+    curves = np.concatenate([oof.curves for oof in oofs])[order]
+    return Oof(table, curves, [masks[i] for i in order], [pngs[i] for i in order] if soft else ())
 
 
-def _predict_share(unseen: Unseen, views: Sequence[str], backend: str) -> Oof:
-    rows, curves, masks = [], [], []
+def _predict_share(unseen: Unseen, views: Sequence[str], backend: str, soft: bool) -> Oof:
+    rows, curves, masks, pngs = [], [], [], []
     fold_of = {image_id: fold for fold, image_ids in unseen.by_fold.items() for image_id in image_ids}
     members = lambda networks: [fold_members([*networks.values()], views, unseen.device, backend=backend)]
     for prediction in unseen.predict(members, "evaluate"):
@@ -148,8 +156,10 @@ def _predict_share(unseen: Unseen, views: Sequence[str], backend: str) -> Oof:
         rows.append(row | errors_beyond(mask, prediction.mask.cpu().numpy()))
         curves.append(dice_curve(prediction.probs, prediction.mask).cpu().numpy())
         masks.append(rle_encode(mask))
+        if soft:
+            pngs.append(encode_soft(prediction.probs))
     table = pd.DataFrame(rows).round(6)  # as oof.csv holds it
-    return Oof(table, np.reshape(curves, (-1, len(THRESHOLDS))), masks)
+    return Oof(table, np.reshape(curves, (-1, len(THRESHOLDS))), masks, pngs)
 
 
 def write_oof(folder: Path, oof: Oof, unseen: Unseen, views: Sequence[str]) -> dict:
@@ -157,7 +167,19 @@ def write_oof(folder: Path, oof: Oof, unseen: Unseen, views: Sequence[str]) -> d
     digests = {str(fold): file_digest(path) for fold, paths in unseen.checkpoints.items() for path in paths.values()}
     missing = sorted(set(unseen.folds["fold"].tolist()) - set(unseen.checkpoints))
     facts = {"tta": list(views), "checkpoints": digests, "folds_digest": folds_digest(unseen.folds)}
+    if oof.soft:
+        _write_soft(folder / SOFT_MASKS, oof, unseen, facts)
     return _write(folder, oof, facts | {"folds_missing": missing})
+
+
+def _write_soft(path: Path, oof: Oof, unseen: Unseen, facts: dict) -> None:
+    """The soft masks, and what `data.soft` asks about them."""
+    image_ids = oof.table["image_id"]
+    write_soft(path, zip((f"{image_id}.png" for image_id in image_ids), oof.soft, strict=True))
+    seen_cars = all_seen_cars(path for paths in unseen.checkpoints.values() for path in paths.values())
+    source = {"kind": SOFT, "out_of_fold": True, "size": unseen.photos.mask(image_ids[0]).shape}
+    source |= {"seen_cars": seen_cars, "digest": file_digest(path)}
+    write_json(path.with_name(f"{path.name}.json"), facts | source | {"commit": git_commit(), "versions": versions()})
 
 
 def merge_oof(parts: Sequence[Path], folder: Path) -> dict:

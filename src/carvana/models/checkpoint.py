@@ -78,6 +78,12 @@ def leaking_cars(facts: dict, cars: Iterable[str], fold: int | None, folds_diges
     return [] if (facts["fold"], facts["folds_digest"]) == (fold, folds_digest) else sorted(cars)
 
 
+def all_seen_cars(paths: Iterable[Path]) -> list[str] | None:
+    """All that any of these checkpoints has learnt from, sorted; None if one of them does not know."""
+    known = [read_facts(path).get("seen_cars") for path in paths]
+    return None if None in known else sorted(set().union(*known))
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Rebuilds the model from the file alone. Raises InputError if the file cannot be used."""
     facts = read_facts(path)

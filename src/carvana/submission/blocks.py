@@ -3,16 +3,18 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from carvana.data.archive import Archive
 from carvana.data.images import car_of, read_cars
-from carvana.data.labels import Label, read_labels, write_labels
+from carvana.data.labels import LABELS, SOFT, Label, read_labels, write_labels
 from carvana.data.lines import check_suffix
+from carvana.data.soft import read_soft, write_soft
 from carvana.errors import InputError, few
 from carvana.log import say
 from carvana.provenance import file_digest
@@ -29,7 +31,23 @@ from carvana.submission.manifest import (
     write_manifest,
 )  # fmt: skip
 
-ROWS, LABELS = "", ".labels"  # kinds of blocks
+
+class Kind(NamedTuple):
+    """What a photo leaves in a file: in a block's, and in the one that they are joined to."""
+
+    suffix: str  # of a block
+    write: Callable[[Path, Iterable[tuple]], object]
+    read: Callable[[Path], Iterator[tuple]]
+
+
+ROWS = "rows"
+KINDS = {
+    ROWS: Kind(".csv", write_submission, read_submission),
+    LABELS: Kind(".labels.csv", write_labels, read_labels),
+    SOFT: Kind(".soft.zip", write_soft, read_soft),
+}
+Rows = dict[str, Row | Label | tuple[str, bytes]]
+"""Of a photo, by kind."""
 JOINING = 5e-4  # seconds a row to join, compress and check
 
 
@@ -37,16 +55,16 @@ class Blocks:
     """The blocks of one output, `<output>.parts/block-00012.csv`; each appears whole or not at all.
 
     names: of all photos of the output, in order. Several processes may fill the folder at once, each its own blocks.
-    With `labels`, the path of their file, rows are labels, and `seen_cars` go into the manifest of that file.
+    What is made beside the output has its path in `beside`, by kind, and `seen_cars` in its manifest.
     """
 
     def __init__(
-        self, output: Path, manifest: Manifest, names: list[str], labels: Path | None = None,
+        self, output: Path, manifest: Manifest, names: list[str], beside: dict[str, Path],
         seen_cars: list[str] | None = None,
     ):  # fmt: skip
         self.output, self.manifest, self.names = output, manifest, names
-        self.labels, self.seen_cars = labels, seen_cars
-        self.kinds = (ROWS, LABELS) if labels else (ROWS,)
+        self.beside, self.seen_cars = beside, seen_cars
+        self.kinds = (ROWS, *beside)
         self.folder = output.with_name(f"{output.name}.parts")
 
     def check(self) -> None:
@@ -92,19 +110,18 @@ class Blocks:
         """The blocks that are not written yet."""
         return [block for block in range(len(self)) if not all(self._path(block, kind).exists() for kind in self.kinds)]
 
-    def write(self, block: int, rows: list[Row | Label]) -> None:
+    def write(self, block: int, photos: list[Rows]) -> None:
         if not (path := self.folder / "manifest.json").exists():
             write_manifest(path, self.manifest)
-        write_submission(self._path(block, ROWS), (row[:2] for row in rows))
-        if self.labels:
-            write_labels(self._path(block, LABELS), rows)
+        for kind in self.kinds:
+            KINDS[kind].write(self._path(block, kind), (rows[kind] for rows in photos))
 
-    def rows(self, kind: str = ROWS, read: Callable = read_submission) -> Iterator[Row | Label]:
-        """The rows of all blocks. Raises InputError for a block that is not as it was written."""
+    def rows(self, kind: str = ROWS) -> Iterator[Row | Label | tuple[str, bytes]]:
+        """Those of all blocks. Raises InputError for a block that is not as it was written."""
         for block, names in enumerate(self._pieces):
             path = self._path(block, kind)
-            rows = list(read(path))
-            if [row[0] for row in rows] != names:
+            rows = list(KINDS[kind].read(path))
+            if [PurePath(row[0]).stem for row in rows] != [PurePath(name).stem for name in names]:
                 raise InputError(f"{path}: damaged; remove it and give the same command again")
             yield from rows
 
@@ -116,7 +133,7 @@ class Blocks:
             say(f"{self.folder}: {len(self) - len(missing)} of {len(self)} blocks are there already")
         return missing
 
-    def fill(self, claimed: list[int], rows: Iterator[Row | Label], end: float) -> float:
+    def fill(self, claimed: list[int], rows: Iterator[Rows], end: float) -> float:
         """Writes blocks until one more, or the joining of all, might not be done at `end`; returns the seconds taken.
 
         `end` is of the monotonic clock, which all processes of a machine share.
@@ -132,23 +149,40 @@ class Blocks:
         return max(before - started, 1e-3)
 
     def finish(self) -> None:
-        """Joins the blocks in their folder, checks the result and moves it to the output, after the labels.
+        """Joins the blocks in their folder, checks the result and moves it to the output, after what is beside it.
 
         Its manifest comes beside it, and only then are the blocks removed.
         """
         joined = self.folder / self.output.name
         write_checked(joined, self.rows(), self.names, self.manifest.size)
-        if self.labels:
-            write_labels(self.labels, self.rows(LABELS, read_labels))
-            facts = {"seen_cars": self.seen_cars, "digest": file_digest(self.labels)}
-            write_manifest(manifest_path(self.labels), self.manifest.model_copy(update=facts))
+        for kind, path in self.beside.items():
+            KINDS[kind].write(path, self.rows(kind))
+            facts = {"kind": kind, "seen_cars": self.seen_cars, "digest": file_digest(path)}
+            write_manifest(manifest_path(path), self.manifest.model_copy(update=facts))
         os.replace(joined, self.output)
         manifest = self.manifest.model_copy(update={"digest": file_digest(self.output)})
         write_manifest(manifest_path(self.output), manifest)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, block: int, kind: str) -> Path:
-        return self.folder / f"block-{block:05}{kind}.csv"
+        return self.folder / f"block-{block:05}{KINDS[kind].suffix}"
+
+
+def check_format(path: Path, kind: str) -> None:
+    """Raises InputError unless the file's suffix names a format of its kind."""
+    if kind != SOFT:
+        check_suffix(path)
+    elif path.suffix != ".zip":
+        raise InputError(f"{path}: must end in .zip")
+
+
+def check_names(output: Path | None, beside: dict[str, Path]) -> None:
+    """Raises InputError unless each file has a suffix of its kind, and a name of its own."""
+    for kind, path in beside.items():
+        if [output, *beside.values()].count(path) > 1:
+            raise InputError(f"--{kind} {path}: the same file as another; give another name")
+    for kind, path in (({ROWS: output} if output else {}) | beside).items():
+        check_format(path, kind)
 
 
 def write_checked(path: Path, rows: Iterator[Row], names: list[str], size: tuple[int, int]) -> None:
@@ -183,13 +217,16 @@ def merge_parts(parts: list[Path], output: Path, input_root: Path, cars_file: Pa
 
 
 def merge_labels(parts: list[Path], output: Path) -> int:
-    """Joins the labels that parts of one prediction have left; returns the number of rows.
+    """Joins the labels or soft masks that parts of one prediction have left; returns the number of photos.
 
-    Raises InputError as `order_parts` does, or if a part holds no labels.
+    Raises InputError as `order_parts` does, or if the parts are of a submission.
     """
-    check_suffix(output)
     ordered, manifest = order_parts(parts)
-    write_labels(output, chain.from_iterable(map(read_labels, ordered)))
+    if manifest.kind == ROWS:
+        raise InputError(f"{ordered[0]}: a part of a submission, not of labels; submission.py merge joins those")
+    check_format(output, manifest.kind)
+    kind = KINDS[manifest.kind]
+    kind.write(output, chain.from_iterable(map(kind.read, ordered)))
     return _describe_whole(output, ordered, manifest)
 
 

@@ -11,20 +11,20 @@ from carvana.data.archive import Archive
 from carvana.data.folds import fold_name
 from carvana.data.geometry import Size
 from carvana.data.images import Photos
-from carvana.data.labels import Label
+from carvana.data.labels import LABELS, SOFT, Label
 from carvana.data.loader import Loading
 from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError, few
 from carvana.evaluation.oof import choose_threshold, find_checkpoints
 from carvana.log import alone_in, say
-from carvana.models.checkpoint import Checkpoint, load_checkpoint, read_facts
+from carvana.models.checkpoint import Checkpoint, all_seen_cars, load_checkpoint
 from carvana.prediction.ensemble import Choice, read_ensemble
 from carvana.prediction.predictor import Predictor, fold_members
 from carvana.prediction.tta import parse_views
 from carvana.provenance import git_commit, versions
-from carvana.submission.blocks import Blocks
-from carvana.submission.csv import Row, read_sample
-from carvana.submission.labels import describe
+from carvana.submission.blocks import ROWS, Blocks, Rows
+from carvana.submission.csv import read_sample
+from carvana.submission.labels import describe_for
 from carvana.submission.manifest import Manifest, digest_names, parse_shard
 
 ESTIMATE_BATCHES, ESTIMATE_SECONDS = 64, 30.0
@@ -72,12 +72,12 @@ def build_predictor(
     return Predictor([mix, *([member] for member in mix if each and len(mix) > 1)], device, loading)
 
 
-def read_names(input_root: Path, labels: bool) -> list[str] | None:
+def read_names(input_root: Path, labelled: bool) -> list[str] | None:
     """The sample's names. Photos that are only labelled need no sample: None if there is none."""
     try:
         sample = Archive(input_root).read_file("sample_submission.csv")
     except InputError:
-        if labels:
+        if labelled:
             return None
         raise
     return read_sample(sample)
@@ -106,7 +106,7 @@ class Job:
     device: Device
     backend: str
     loading: Loading
-    labelled: bool = False
+    beside: tuple[str, ...] = ()  # kinds of files that are made beside the submission: LABELS, SOFT
 
     @property
     def names(self) -> list[str]:
@@ -120,20 +120,24 @@ class Job:
     @property
     def seen_cars(self) -> list[str] | None:
         """All that any of the networks has learnt from; None if one of them does not know."""
-        known = [read_facts(fold.path).get("seen_cars") for folds in self.checkpoints.values() for fold in folds]
-        return None if None in known else sorted(set().union(*known))
+        return all_seen_cars(fold.path for folds in self.checkpoints.values() for fold in folds)
 
-    def rows(self, image_ids: list[str]) -> Iterator[Row | Label]:
-        """The rows of these photos, or their labels. Raises InputError if one differs in size from the first of all."""
-        choice, options = self.choice, (self.device, self.loading, self.backend, self.labelled)
+    def rows(self, image_ids: list[str]) -> Iterator[Rows]:
+        """What is made of each of these photos. Raises InputError if one differs in size from the first of all."""
+        choice, options = self.choice, (self.device, self.loading, self.backend, LABELS in self.beside)
         encode = build_predictor(choice, self.checkpoints, *options).encode
-        mend = choice.threshold, choice.postprocess, describe if self.labelled else None
+        mend = choice.threshold, choice.postprocess, describe_for(self.beside)
         for image_id, size, rle, facts in encode(self.photos, image_ids, *mend):
             name = self.photos.name(image_id)
             if size != self.size:
                 sizes = sorted([size, self.size])
                 raise InputError(f"{name}: photos of different sizes in one submission: {sizes}")
-            yield Label(name, rle, *facts) if self.labelled else (name, rle)
+            rows = {ROWS: (name, rle)}
+            if LABELS in self.beside:
+                rows[LABELS] = Label(name, rle, *facts[LABELS])
+            if SOFT in self.beside:
+                rows[SOFT] = (f"{image_id}.png", facts[SOFT])
+            yield rows
 
     def manifest(self, shard: str, block_size: int) -> Manifest:
         """The record of how a shard is made. Raises InputError if there are more shards than blocks.
@@ -155,7 +159,7 @@ class Job:
             weights=choice.experiments, views=list(choice.views), threshold=choice.threshold,
             postprocess=vars(choice.postprocess), batch_size=batch_size, block_size=block_size,
             device=str(self.device), backend=self.backend, commit=git_commit(), versions=versions(),
-            labels=self.labelled,
+            labels=LABELS in self.beside, soft=SOFT in self.beside,
         )  # fmt: skip
 
     def estimate_lines(self, hours: float, devices: int) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -43,14 +44,16 @@ class Manifest(BaseModel):
     commit: str
     versions: dict[str, str]
     labels: bool = False  # whether they are made beside it
+    soft: bool = False  # whether soft masks are
+    kind: Literal["rows", "labels", "soft"] = "rows"  # of the file that this is beside
     seen_cars: list[str] | None = None  # of labels: all that the networks have learnt from; None if not known
     digest: str | None = None  # sha256 of the part's file, once it is written
 
 
 ALIKE = (  # in all parts of a submission
-    "sample", "sample_photos", "size", "checkpoints", "weights", "views", "threshold", "postprocess", "backend",
+    "sample", "sample_photos", "size", "checkpoints", "weights", "views", "threshold", "postprocess", "backend", "kind",
 )  # fmt: skip
-SAME_JOB = (*ALIKE, "shard", "first", "photos", "batch_size", "block_size", "labels")
+SAME_JOB = (*ALIKE, "shard", "first", "photos", "batch_size", "block_size", "labels", "soft")
 
 
 def find_difference(first: Manifest, second: Manifest, keys: tuple[str, ...]) -> str | None:

@@ -9,13 +9,12 @@ from carvana.config import DataConfig
 from carvana.data.cache import PhotoCache
 from carvana.data.dataset import TrainSet, collate
 from carvana.data.geometry import Fit
-from carvana.data.images import Photos
 from carvana.data.loader import worker_options
-from carvana.data.pseudo import EpochPhotos, MixedPhotos
+from carvana.data.pseudo import EpochPhotos, TrainingPhotos
 from carvana.training.learner import Learner
 
 
-def shared_cache(learner: Learner, photos: Photos | MixedPhotos, data: DataConfig) -> PhotoCache:
+def shared_cache(learner: Learner, photos: TrainingPhotos, data: DataConfig) -> PhotoCache:
     """One for all processes of a machine: the first one of them makes the file."""
     accelerator, machine = learner.accelerator, platform.node()
     cache = PhotoCache(photos, Fit.of(data), data.cache_gib if accelerator.is_local_main_process else 0)

@@ -46,7 +46,7 @@ def measure_paces(config: Config, fold: Fold, with_validation: bool) -> list[Pac
     for stage in config.stages:
         learner.begin_epoch()
         learner.loss = weighted_sum(stage.loss)
-        photos, pseudo = len(fold.train.image_ids), len(fold.pseudo.labels) if fold.pseudo else 0
+        photos, pseudo = len(fold.train.image_ids), len(fold.pseudo.masks.image_ids) if fold.pseudo else 0
         pace = measure_training(learner, fold.train, photos + drawn_photos(photos, pseudo, stage.data.pseudo_share))
         validation = measure_validation(learner, fold.val) if with_validation and fold.val else 0.0
         paces.append(Pace(pace.first + validation, pace.later + validation))

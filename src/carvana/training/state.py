@@ -16,7 +16,8 @@ from carvana.config import Config, differences
 from carvana.data.augmentations import build_augmentation
 from carvana.data.folds import check_folds, fold_name, folds_digest, run_folder
 from carvana.data.images import Photos
-from carvana.data.pseudo import MixedPhotos, PseudoPhotos
+from carvana.data.pseudo import MixedPhotos, PseudoPhotos, TrainingPhotos
+from carvana.data.soft import SoftenedPhotos, SoftMasks
 from carvana.errors import InputError, few
 from carvana.log import read_records, say, write_json
 from carvana.models import find_model
@@ -25,8 +26,9 @@ from carvana.models.checkpoint import leaking_cars, read_facts
 # What a resumed run may change: the machine and how photos reach it; the encoder's weights are in its state.
 LOADING = {"data": {"num_workers", "cache_gib"}}
 MACHINE = {"model": {"weights"}, "train": {"precision", "memory_format"}}
-PSEUDO = {"pseudo", "pseudo_input", "pseudo_least", "pseudo_share"}  # facts of their own: a file may lie elsewhere
-LEFT_OUT = {"data": LOADING["data"] | PSEUDO, **MACHINE, "earlier_stages": {"__all__": LOADING}}
+# Facts of their own: a file may lie elsewhere.
+LABELS = {"pseudo", "pseudo_input", "pseudo_least", "pseudo_share", "soft", "soft_share"}
+LEFT_OUT = {"data": LOADING["data"] | LABELS, **MACHINE, "earlier_stages": {"__all__": LOADING}}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Fold:
     digest: str  # of the whole table of folds
     folder: Path
     pseudo: PseudoPhotos | None = None
+    soft: tuple[SoftMasks, ...] = ()  # of `train`
 
     @property
     def val_cars(self) -> list[str]:
@@ -93,27 +96,39 @@ def with_epochs_of_folds(config: Config, run: Path, resume: bool) -> Config:
     return config.with_epochs(medians)
 
 
-def with_pseudo(fold: Fold, pseudo: PseudoPhotos | None) -> Fold:
-    """The fold, to be trained on pseudo-labelled photos too, if any.
+def with_labels(fold: Fold, pseudo: PseudoPhotos | None, soft: tuple[SoftMasks, ...] = ()) -> Fold:
+    """The fold, to be trained on pseudo-labelled photos too, if any, and on soft masks of its own.
 
-    Raises InputError if their networks have learnt from cars of its validation, or if they are of cars with true masks.
+    Raises InputError if their networks have learnt from cars of its validation, if pseudo-labelled ones are of cars
+    with true masks, or if soft masks are of none of its photos.
     """
-    if pseudo is None:
-        return fold
-    place = f"data.pseudo: {pseudo.path}"
-    if leaking := sorted(set(fold.val_cars).intersection(pseudo.seen_cars)):
+    if pseudo:
+        place = f"data.pseudo: {pseudo.source.path}"
+        _refuse_leak(place, fold, pseudo.source.seen_cars, f"label with fold {fold.number}'s networks alone")
+        if twice := sorted({*fold.train.cars, *fold.val_cars}.intersection(pseudo.cars)):
+            raise InputError(f"{place}: labels of cars with true masks: {few(twice)}; label other photos")
+    for masks in soft:
+        place = f"data.soft: {masks.source.path}"
+        _refuse_leak(place, fold, masks.source.seen_cars, "they are for a network of all cars, --fold none")
+        if masks.image_ids.keys().isdisjoint(fold.train.image_ids):
+            raise InputError(f"{place}: of none of the photos that {fold} trains on; give another file")
+    return replace(fold, pseudo=pseudo, soft=soft)
+
+
+def _refuse_leak(place: str, fold: Fold, seen_cars: list[str], remedy: str) -> None:
+    if leaking := sorted(set(fold.val_cars).intersection(seen_cars)):
         learnt = f"its networks have learnt from cars of this fold's validation: {few(leaking)}"
-        raise InputError(f"{place}: {learnt}; label with fold {fold.number}'s networks alone")
-    if twice := sorted({*fold.train.cars, *fold.val_cars}.intersection(pseudo.cars)):
-        raise InputError(f"{place}: labels of cars with true masks: {few(twice)}; label other photos")
-    return replace(fold, pseudo=pseudo)
+        raise InputError(f"{place}: {learnt}; {remedy}")
 
 
-def training_photos(fold: Fold, stage: Config) -> Photos | MixedPhotos:
+def training_photos(fold: Fold, stage: Config) -> TrainingPhotos:
     """What a stage trains on, those with true masks first."""
-    if stage.data.pseudo and not fold.pseudo:
-        raise ValueError("data.pseudo is set, but the fold has not been through with_pseudo")
-    return MixedPhotos(fold.train, fold.pseudo) if fold.pseudo and stage.data.pseudo_share else fold.train
+    data, photos = stage.data, fold.train
+    if (data.pseudo and not fold.pseudo) or (data.soft and not fold.soft):
+        raise ValueError("data.pseudo or data.soft is set, but the fold has not been through with_labels")
+    if fold.soft and data.soft_share:
+        photos = SoftenedPhotos(photos, fold.soft, data.soft_share)
+    return MixedPhotos(photos, fold.pseudo) if fold.pseudo and data.pseudo_share else photos
 
 
 def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
@@ -130,7 +145,8 @@ def seen_cars(config: Config, fold: Fold) -> list[str]:
     """All that this fold's weights learn from: its own cars, and those of the run or labels that it starts from."""
     initial, pseudo = initial_checkpoint(config, fold), fold.pseudo
     earlier = (read_facts(initial).get("seen_cars") if initial else None) or ()
-    return sorted({*fold.train.cars, *earlier, *((*pseudo.cars, *pseudo.seen_cars) if pseudo else ())})
+    labelled = (*pseudo.cars, *pseudo.source.seen_cars) if pseudo else ()
+    return sorted({*fold.train.cars, *earlier, *labelled}.union(*(masks.source.seen_cars for masks in fold.soft)))
 
 
 @dataclass
@@ -192,12 +208,15 @@ def load_state(accelerator: Accelerator, folder: Path) -> bool:
 
 def run_facts(config: Config, fold: Fold, budget: Budget | None = None) -> dict:
     """What must be the same for a run to be resumed."""
-    data, digest = config.data, fold.pseudo and fold.pseudo.digest
+    data, pseudo, soft = config.data, fold.pseudo, fold.soft
     return {
         "config": config.model_dump(mode="json", exclude=LEFT_OUT),
         "folds_digest": fold.digest, "train_cars": fold.train.cars, "val_cars": fold.val_cars,
         "budget": budget and str(budget),
-        "pseudo": digest and {"digest": digest, "least": data.pseudo_least, "share": data.pseudo_share},
+        "pseudo": pseudo and {
+            "digest": pseudo.source.digest, "least": data.pseudo_least, "share": data.pseudo_share
+        },
+        "soft": {"digests": [masks.source.digest for masks in soft], "share": data.soft_share} if soft else None,
     }  # fmt: skip
 
 
