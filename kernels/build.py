@@ -34,7 +34,7 @@ NotebookOption = Annotated[bool, typer.Option("--notebook", help="A notebook to 
 FoldsFileOption = Annotated[Path, typer.Option("--folds-file", help="Table of folds: car,pixels,fold.")]
 DirtyOption = Annotated[bool, typer.Option("--dirty", help="Pack uncommitted changes; the kernel says so.")]
 TogetherOption = Annotated[bool, typer.Option("--together", help="Each fold on all GPUs, one after the other.")]
-LabelsOption = Annotated[bool, typer.Option("--labels", help="Make labels of the test photos too, to train on.")]
+LabelsOption = Annotated[str | None, typer.Option("--labels", help="Make labels too, to train on: hard or soft ones.")]
 FolderOption = Annotated[Path, typer.Option("--output", help="Folder of the kernels' folders.")]
 
 
@@ -62,7 +62,7 @@ def build_submit(
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts; the merge kernel joins them.")] = "1/1",
     threshold: ThresholdOption = None, tta: TtaOption = "hflip", hours: HoursOption = 11.5, title: TitleOption = None,
     source: SourceOption = (), dataset: DatasetOption = (), notebook: NotebookOption = False, cars: CarsOption = None,
-    dirty: DirtyOption = False, output: FolderOption = BUILD, fold: NetworksOption = None, labels: LabelsOption = False,
+    dirty: DirtyOption = False, output: FolderOption = BUILD, fold: NetworksOption = None, labels: LabelsOption = None,
 ) -> None:  # fmt: skip
     """Predicts the test photos, or a shard of them, with trained folds."""
     number, count = parse_shard(shard)

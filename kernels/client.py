@@ -36,6 +36,7 @@ REMEDIES = {
 PAUSES = (15, 600)  # seconds before the second attempt, and at most; each pause is twice the one before
 HOURS = 12  # of attempts
 HOUR = 3600
+FETCHED = r"^(?!.*\.zip)"  # names of what is downloaded: soft masks, which are large, are only read on Kaggle
 
 
 class Busy(Exception):
@@ -83,8 +84,8 @@ class Client:
         return self._patiently(lambda: self._status(kernel))
 
     def fetch(self, kernel: str, folder: Path) -> None:
-        """Downloads a kernel's whole output, over what an earlier attempt has left."""
-        self._ask("kernels", "output", kernel, "-p", folder, "--force")
+        """Downloads a kernel's output but for soft masks, over what an earlier attempt has left."""
+        self._ask("kernels", "output", kernel, "-p", folder, "--force", "--file-pattern", FETCHED)
 
     def quota(self) -> tuple[str, float, float]:
         """A line on the week's GPU hours, those that are left, and all; infinite if the client cannot say."""

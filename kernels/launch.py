@@ -102,11 +102,11 @@ def push_train(
 ) -> None:  # fmt: skip
     """Trains folds, two in a session; their checkpoints come into runs/."""
     ledger, job = Ledger(LEDGER), job_name("train", experiment, name)
-    sources = [labelling_session(ledger, labels_of).kernel] if labels_of else []
     parts = [entry.settings["folds"] for entry in ledger.last_rounds(job)]
     free = [fold for fold in parse_folds(folds) if not any(fold in part for part in parts)]
     for pair in [*parts, *pairs(free)]:  # what was planned is compared with the settings that are given now
         settings = train_settings(experiment, pair, list(overrides), tta, hours, together, budget, labels_of or False)
+        sources = teaching_sessions(ledger, labels_of, pair) if labels_of else []
         ledger.plan(Entry(job, "folds " + " ".join(map(str, pair)), settings, sources))
     encoder = encoder_of(experiment, list(overrides))
     datasets = (f"{owner}/weights-{slugify(encoder)}",) if encoder and not internet else ()
@@ -123,7 +123,7 @@ def push_submit(
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, cars: CarsOption = None, dirty: DirtyOption = False,
     threshold: ThresholdOption = None, name: NameOption = None, poll: PollOption = 60, retry: RetryOption = False,
     logs: LogsOption = True, no_run: NoRunOption = False, accelerator: AcceleratorOption = ACCELERATOR,
-    submissions: SubmissionsOption = SUBMISSIONS, fold: NetworksOption = None, labels: LabelsOption = False,
+    submissions: SubmissionsOption = SUBMISSIONS, fold: NetworksOption = None, labels: LabelsOption = None,
 ) -> None:  # fmt: skip
     """Predicts the test set with the folds of `push train`; the checked CSV comes into submissions/."""
     ledger, job = Ledger(LEDGER), job_name("submit", experiment, name)
@@ -272,13 +272,19 @@ def pairs(folds: list[int]) -> list[list[int]]:
     return [folds[first : first + GPUS] for first in range(0, len(folds), GPUS)]
 
 
-def labelling_session(ledger: Ledger, name: str) -> Entry:
-    """The session whose output holds the labels of a `push submit --labels`. Raises InputError if it has not ended."""
+def teaching_sessions(ledger: Ledger, name: str, folds: list[int | str]) -> list[str]:
+    """Kernels whose output is learnt from: that with the labels of a `push submit --labels`.
+
+    If these are soft, a network of all cars also learns from what trained the folds: it has out-of-fold soft masks.
+    Raises InputError if the labels are not made yet.
+    """
     shards = ledger.last_rounds(job_name("submit", name, None))
     last = shards if len(shards) == 1 else ledger.last_rounds(job_name("merge", name, None))
     if not last or last[0].state != "done" or not shards[0].settings["labels"]:
         raise InputError(f"--labels-of {name}: no `push submit --labels` under this name has ended; give it first")
-    return last[0]
+    soft = shards[0].settings["labels"] == "soft" and folds == ["none"]
+    trained = ledger.last_rounds(job_name("train", name, None)) if soft else []
+    return [last[0].kernel, *(entry.kernel for entry in trained if entry.settings["folds"] != ["none"])]
 
 
 def job_name(kind: str, experiment: str, name: str | None) -> str:

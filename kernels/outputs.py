@@ -1,12 +1,13 @@
-"""What sessions have left: fetched whole, and put where the scripts of `src/` look for it, runs/ and submissions/."""
+"""What sessions have left: fetched, and put where the scripts of `src/` look for it, runs/ and submissions/."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from client import Client, last_line
+from client import FETCHED, Client, last_line
 from ledger import Entry, Ledger
 from packing import BUILD, REPOSITORY
 from runtime import digest_of
@@ -56,10 +57,10 @@ def read_status(folder: Path) -> dict | None:
 
 
 def damaged(folder: Path, summary: dict) -> list[str]:
-    """Files of the kernel's list that are missing or differ from what it wrote."""
+    """Files of the kernel's list that were to be fetched, but are missing or differ from what it wrote."""
     return [
         name for name, digest in summary["files"].items()
-        if not (folder / name).is_file() or digest_of(folder / name) != digest
+        if re.search(FETCHED, name) and (not (folder / name).is_file() or digest_of(folder / name) != digest)
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -81,17 +81,24 @@ class Session:
         self.fail(f"{self.input}: no {encoder}.safetensors: attach the dataset of `launch.py weights`; {AGAIN}")
 
     def find_labels(self) -> Path:
-        """The labels of the whole test set. Ends the kernel if there are none."""
-        for file in self.find_all("labels.csv.gz"):
+        """Soft or hard labels of the whole test set. Ends the kernel if there are none."""
+        for file in [*self.find_all("soft.zip"), *self.find_all("labels.csv.gz")]:
             print(f"labels: {file}", flush=True)
             return file
-        self.fail(f"{self.input}: no labels.csv.gz: attach the output that `labels` were made in; {AGAIN}")
+        self.fail(f"{self.input}: no soft.zip or labels.csv.gz: attach the output that `labels` were made in; {AGAIN}")
 
-    def find_folds(self, experiments: Iterable[str]) -> dict[tuple[str, str], Path]:
-        """For each (experiment, `fold<k>` or `none`) the mounted folder that was trained furthest."""
+    def find_soft(self) -> list[Path]:
+        """Out-of-fold soft masks, a file of each mounted session that trained folds."""
+        return [folder / "oof_soft.zip" for folder, _, files in self._mounted() if "oof_soft.zip" in files]
+
+    def find_folds(self, experiments: Iterable[str], but: Sequence[Path] = ()) -> dict[tuple[str, str], Path]:
+        """For each (experiment, `fold<k>` or `none`) the mounted folder that was trained furthest.
+
+        `but`: folders of experiments that are left out.
+        """
         names, furthest = set(experiments), {}
         for folder, folders, _ in self._mounted():
-            for fold in folders if folder.name in names else []:
+            for fold in folders if folder.name in names and folder not in but else []:
                 key, path = (folder.name, fold), folder / fold
                 if re.match("fold|none$", fold) and (key not in furthest or epochs(path) > epochs(furthest[key])):
                     furthest[key] = path

@@ -26,9 +26,11 @@ def train_settings(
 
 def submit_settings(
     experiments: list[str], shard: tuple[int, int], tta: str, threshold: float | None, hours: float,
-    fold: str | None = None, labels: bool = False,
+    fold: str | None = None, labels: str | None = None,
 ) -> dict:  # fmt: skip
-    """What submit/kernel.py reads. Raises InputError for a `fold` that make_submission.py could not read."""
+    """What submit/kernel.py reads. Raises InputError for a `fold` or `labels` that it could not read."""
+    if labels not in (None, "hard", "soft"):
+        raise InputError(f"--labels {labels}: give hard or soft")
     if fold is not None:
         from carvana.data import folds  # with pandas and OpenCV, which takes a second
 

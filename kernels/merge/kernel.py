@@ -14,10 +14,11 @@ options = ["--input", data]
 cars = ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
 if session.run_script("submission.py", "merge", *shards, "--output", output, *options, *cars) != 0:
     session.fail("the shards cannot be joined; kernel.log says why")
-labels = session.find_all("labels-*-of-*.csv.gz")
-join = ["submission.py", "merge-labels", *labels, "--output", session.working / "labels.csv.gz"]
-if labels and session.run_script(*join) != 0:
-    session.fail("the labels cannot be joined; kernel.log says why")
+for name, suffix in (("labels", ".csv.gz"), ("soft", ".zip")):
+    labels = session.find_all(f"{name}-*-of-*{suffix}")
+    join = ["submission.py", "merge-labels", *labels, "--output", session.working / f"{name}{suffix}"]
+    if labels and session.run_script(*join) != 0:
+        session.fail("the labels cannot be joined; kernel.log says why")
 if session.run_script("draw.py", "overlays", output, "--output", overlays, *options) == 0:
     session.show(overlays)
 

@@ -29,7 +29,10 @@ output = session.working / (f"shard{part}.csv.gz" if part else "submission.csv.g
 for blocks in session.find_all(f"{output.name}.parts"):
     copy_folder(blocks, session.working / blocks.name)
 predict = [*experiments, *options, *choice, "--shard", f"{number}/{count}", "--output", output]
-predict += ["--labels", session.working / f"labels{part}.csv.gz"] if SETTINGS["labels"] else []
+if SETTINGS["labels"] == "hard":
+    predict += ["--labels", session.working / f"labels{part}.csv.gz"]
+if SETTINGS["labels"] == "soft":
+    predict += ["--soft", session.working / f"soft{part}.zip"]
 predict += ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
 devices = ["--devices", max(session.gpus, 1), "--hours", session.hours_left]
 status = session.run_script("make_submission.py", *predict, *devices)

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Carvana: training folds
 # Each fold on a GPU of its own, as many at once as there are, or one after the other on all of them (`together`), with
-# `labels` also on the test photos, by the labels that an attached session has made.
-# Leaves `runs/`, out-of-fold tables and pictures of the worst photos. A session that ran out of time is continued by
-# another one that has its output attached.
+# `labels` also on the test photos, by the labels that an attached session has made; a network of all cars then learns
+# from the out-of-fold soft masks that are attached, too.
+# Leaves `runs/`, out-of-fold tables and soft masks, and pictures of the worst photos. A session that ran out of time is
+# continued by another one that has its output attached.
 
 # %% Data, encoder weights, labels, and what an earlier session left
 import json
@@ -13,7 +14,9 @@ data = session.find_data()
 experiment, folds = SETTINGS["experiment"], SETTINGS["folds"]
 runs = session.working / "runs"
 names = {fold: "none" if fold == "none" else f"fold{fold}" for fold in folds}  # none: trained on all cars
-for (_, name), folder in session.find_folds([experiment]).items():
+soft = session.find_soft() if SETTINGS["labels"] and folds == ["none"] else []
+teachers = [file.parent for file in soft]  # whose network of all cars, if there is one, is not this one
+for (_, name), folder in session.find_folds([experiment], teachers).items():
     if name in names.values():
         copy_folder(folder, runs / experiment / name)
         print(f"{name} continues from {folder}")
@@ -29,6 +32,8 @@ if SETTINGS["encoder"]:
     settings += ["--set", f"model.weights={weights}"]
 if SETTINGS["labels"]:
     settings += ["--set", f"data.pseudo={session.find_labels()}"]
+if soft:
+    settings += ["--set", f"data.soft=[{','.join(map(str, soft))}]"]
 
 # %% Training
 train = [experiment, *options, *settings, "--resume"]
@@ -56,7 +61,7 @@ for fold, status in zip(folds, statuses, strict=True):
 validated = [status for fold, status in zip(folds, statuses, strict=True) if fold != "none"]
 if 0 in validated and STOPPED not in statuses:
     views, worst = ["--tta", SETTINGS["tta"]], session.working / "worst.jpg"
-    if session.run_script("evaluate.py", experiment, *options, *views) != 0:
+    if session.run_script("evaluate.py", experiment, *options, *views, "--soft") != 0:
         session.fault("evaluate.py failed; kernel.log says why")
     elif session.run_script("draw.py", "worst", experiment, *options, "--output", worst) == 0:
         session.show(worst)

@@ -40,6 +40,7 @@ from settings import encoder_of, submit_settings, train_settings
 
 from carvana.data.images import car_of
 from carvana.data.labels import read_labels
+from carvana.data.soft import read_soft
 from carvana.errors import InputError
 from carvana.log import write_json
 from carvana.models.checkpoint import read_facts
@@ -194,15 +195,30 @@ def test_all_cars_are_trained_beside_a_fold_and_their_network_predicts_alone(dem
     trained = run("train", settings, mounts)
     assert trained.status["folds"] == {"0": 0, "none": 0}
     assert "fold none: training on 2 cars, no validation" in trained.log
-    settings = submit_settings(["demo"], (1, 1), "none", None, 1, "none")
+    settings = submit_settings(["demo"], (1, 1), "none", None, 1, "none", "hard")
     predicted = run("submit", settings, mounts | {"notebooks/alice/trained": trained.working})
     manifest = read_manifest(predicted.working / "submission.csv.gz.json")
     oof = json.loads((trained.working / "runs" / "demo" / "oof.json").read_text())
     assert ([*manifest.checkpoints["demo"]], manifest.threshold) == (["none"], oof["threshold"])
+    labels, rows = predicted.working / "labels.csv.gz", read_submission(predicted.working / "submission.csv.gz")
+    assert [label[:2] for label in read_labels(labels)] == list(rows)
 
 
-def test_a_student_of_the_ensembles_labels_is_trained_on_both_gpus_and_submitted(season, demo, mounts, tmp_path):
-    """Shards 1 and 2, with labels; both joined; the student; its submission."""
+def test_a_student_does_not_continue_its_teachers_network_of_all_cars(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    teacher, student = (tmp_path / "input" / name / "runs" / "demo" for name in ("teacher", "student"))
+    for folder, epochs in ((teacher, 9), (student, 1)):
+        (folder / "none").mkdir(parents=True)
+        (folder / "none" / "log.jsonl").write_text("{}\n" * epochs)
+    (teacher / "oof_soft.zip").touch()
+    session = runtime.Session({"kernel": "train"}, tmp_path / "code", "", "")
+    assert session.find_folds(["demo"]) == {("demo", "none"): teacher / "none"}
+    teachers = [file.parent for file in session.find_soft()]
+    assert session.find_folds(["demo"], teachers) == {("demo", "none"): student / "none"}
+
+
+def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season, demo, mounts, tmp_path):
+    """Shards 1 and 2, with soft masks; both joined; the student, which sees those of the folds too; its submission."""
     machines, cars = [], {"cars": season.root / "cars.txt", "folds_file": demo / "folds.csv"}
 
     def execute(request: dict, working: Path) -> bool:
@@ -220,10 +236,10 @@ def test_a_student_of_the_ensembles_labels_is_trained_on_both_gpus_and_submitted
         ledger.save()
         shared = {"dirty": True, "poll": 0, "tta": "none", "submissions": tmp_path / "submissions"}
         student = {"name": "student", "folds": "none", "together": True, "labels_of": "demo"} | cars
-        student["overrides"] = [*SMALL, "train.epochs=1", "data.pseudo_least=0"]
+        student["overrides"] = [*SMALL, "train.epochs=1"]
         with pytest.raises(InputError, match="--labels-of demo: no `push submit --labels` under this name has ended"):
             push_train(tmp_path, **student)
-        launch.push_submit("demo", "alice", shards=2, labels=True, **shared)
+        launch.push_submit("demo", "alice", shards=2, labels="soft", **shared)
         push_train(tmp_path, **student)
         with pytest.raises(InputError, match="and no fold to choose a threshold; give --fold none --thr"):
             launch.push_submit("demo", "alice", name="student", **shared)
@@ -231,26 +247,28 @@ def test_a_student_of_the_ensembles_labels_is_trained_on_both_gpus_and_submitted
         launch.submit("demo", name="student", runs=tmp_path / "runs", submissions=tmp_path / "submissions")
     assert [kaggle.status["kernel"] for kaggle in machines] == ["submit", "submit", "merge", "train", "submit"]
     assert [kaggle.status["faults"] for kaggle in machines] == [[]] * 5
+    folds = [entry.kernel for entry in ledger.last_rounds("train demo")]
     merged, trained = [*server.pushed][2:4]
     sources = [request.get("kernelDataSources", []) for request in server.pushed.values()]
-    assert sources[3:] == [[f"alice/{merged}"], [f"alice/{trained}"]]
+    assert sources[3:] == [[f"alice/{merged}", *folds], [f"alice/{trained}"]]
     whole = (season.root / "submissions" / "demo.csv.gz", tmp_path / "submissions" / "demo.csv.gz")
     assert list(read_submission(whole[0])) == list(read_submission(whole[1]))  # with labels as without
-    labels = list(read_labels(machines[2].working / "labels.csv.gz"))
-    assert [label[:2] for label in labels] == list(read_submission(whole[1]))
+    labelled = [Path(name).stem for name, _ in read_soft(machines[2].working / "soft.zip")]
+    assert labelled == [Path(img).stem for img, _ in read_submission(whole[1])]
+    assert not [*(tmp_path / "build" / "output").rglob("*.zip*")]  # they stay on Kaggle
     folder = tmp_path / "runs" / "student" / "demo" / "none"
     (record,) = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
     assert record["processes"] == 2
-    assert "labels.csv.gz: 16 pseudo-labelled photos; 0 left out" in machines[3].log
-    labelled = {car_of(Path(label.img).stem) for label in labels}
-    assert labelled < {*read_facts(folder / "best.safetensors")["seen_cars"]}
+    assert "/soft.zip: probabilities of 16 photos" in machines[3].log
+    assert machines[3].log.count("oof_soft.zip: out-of-fold probabilities of 16 photos") == len(folds) == 2
+    assert {*map(car_of, labelled)} < {*read_facts(folder / "best.safetensors")["seen_cars"]}
     submission = manifest_path(tmp_path / "submissions" / "student.csv.gz")
     assert [*read_manifest(submission).checkpoints["demo"]] == ["none"]
     message = r"demo, fold none, none, no CV, commit [0-9a-f]{7}"
     assert re.fullmatch(message, server.submissions[0]["description"])
     assert read_journal(tmp_path / "submissions" / "log.jsonl")[-1]["public"] == 0.9971
     alone = Kaggle(tmp_path / "alone", mounts, server.pushed[trained]["text"])
-    assert (alone.run().returncode, "no labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
+    assert (alone.run().returncode, "no soft.zip or labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
 
 
 def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monkeypatch):
@@ -313,6 +331,7 @@ def test_faults_are_waited_for_or_reported(server, season, tmp_path, faults, end
 def test_what_does_not_arrive_whole_is_fetched_by_the_next_command(server, season, tmp_path, broken):
     folder = season.machines[0].working
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if ".zip" not in name]
     server.faults["GET"] = ["cut" if name == broken else None for name in names] * outputs.FETCHES
     with pytest.raises(InputError, match=f"^train demo, folds 0: {broken} does not arrive whole; give the command"):
         push_train(tmp_path)
