@@ -52,7 +52,7 @@ def test_all_stages_are_listed_and_summed(tiny, monkeypatch):
 
 def test_the_script_needs_neither_photos_nor_weights_and_without_timing_no_step(tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "measure", None)
-    settings = ["model.weights=nowhere.pth", "model.encoder=test_resnet", "earlier_stages=[]"]
+    settings = ["model.weights=nowhere.pth", "model.encoder=test_efficientnet", "earlier_stages=[]"]
     words = ["--input", "none", "--no-timing", *(word for setting in settings for word in ("--set", setting))]
     result = run_script("train.py", "unet_lite0", "--dry-run", "--fold", 0, *words, cwd=tmp_path)
     assert "16 photos are assumed of each of 318 cars" in result.stderr
