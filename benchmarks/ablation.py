@@ -31,7 +31,7 @@ from carvana.experiment import load_experiment
 from carvana.log import say
 from carvana.models import find_model
 from carvana.training.losses import Loss, weighted_sum
-from carvana.training.state import Fold, split_fold
+from carvana.training.split import Fold, split_fold
 
 VARIANTS = {
     "base": [],

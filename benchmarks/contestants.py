@@ -25,7 +25,9 @@ from carvana.models import Segmenter, VanillaUNet
 from carvana.models.encoder import create_encoder
 from carvana.training.fold import train_fold
 from carvana.training.learner import build_learner
-from carvana.training.state import Budget, Fold, kept_plan, load_state
+from carvana.training.run import Budget, kept_plan
+from carvana.training.split import Fold
+from carvana.training.state import load_state
 
 
 def train_ours(race: Race) -> Trained:

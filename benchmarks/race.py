@@ -14,7 +14,7 @@ from carvana.device import Device
 from carvana.evaluation.metrics import dice, errors_beyond
 from carvana.prediction.predictor import Member, Predictor
 from carvana.prediction.tta import TTA
-from carvana.training.state import Fold
+from carvana.training.split import Fold
 from carvana.training.validation import THRESHOLD
 
 

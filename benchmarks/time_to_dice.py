@@ -27,7 +27,7 @@ from carvana.evaluation.metrics import BEYOND, estimate_mean
 from carvana.experiment import load_experiment
 from carvana.log import replacing, say
 from carvana.prediction.tta import parse_views
-from carvana.training.state import Fold, split_fold
+from carvana.training.split import Fold, split_fold
 
 COLUMNS = {"error": "1 - Dice"} | {column: f"> {pixels} px" for column, pixels in BEYOND.items()}
 

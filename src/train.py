@@ -35,7 +35,8 @@ def main(
     from carvana.training.budget import plan_fold
     from carvana.training.dry_run import cost_of_training, count_photos
     from carvana.training.fold import train_folds
-    from carvana.training.state import Budget, split_fold, with_epochs_of_folds, with_labels
+    from carvana.training.run import Budget, with_epochs_of_folds
+    from carvana.training.split import split_fold, with_labels
     from carvana.training.tracking import check_tracker
 
     deadline, limit = command.end_of(hours), budget and Budget(command.parse_duration(budget))

@@ -36,7 +36,7 @@ WRONG = [
     ({"decoder_channels": (8, 8)}, "model.decoder_channels: 5 levels needed, 2 given"),
     ({"frozen_parts": 1, "pretrained": False}, r"frozen_parts=1: without model\.pretrained they would stay random"),
     ({"frozen_depthwise": True, "pretrained": False}, r"frozen_depthwise=True: without model\.pretrained"),
-    ({"frozen_depthwise": True, "encoder": "test_resnet"}, "test_resnet has no depthwise convolution"),
+    ({"frozen_depthwise": True, "encoder": "test_resnet"}, "test_resnet has no such convolution"),
     ({"frozen_parts": 99, "encoder": "test_resnet"}, r"=99: test_resnet has \d+, the last must be trained"),
     ({"base_width": 32}, "model.base_width=32: unet does not use it, only vanilla_unet: leave it at 64"),
 ]

@@ -25,7 +25,9 @@ from carvana.training.fold import train_fold
 from carvana.training.learner import build_learner
 from carvana.training.optim import rate_factor
 from carvana.training.pace import Pace, measure_paces
-from carvana.training.state import Budget, Fold, read_run, saved_states, split_fold, stage_epochs
+from carvana.training.run import Budget, read_run, stage_epochs
+from carvana.training.split import Fold, split_fold
+from carvana.training.state import saved_states
 
 STAGE = {"data": {"size": [16, 32]}, "train": {"epochs": 2}}
 CONFIG = parse_config(TINY | {"train": TINY["train"] | {"epochs": 4}, "earlier_stages": [STAGE]}, "test")

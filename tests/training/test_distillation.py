@@ -22,7 +22,7 @@ from carvana.models.checkpoint import load_checkpoint, read_facts
 from carvana.provenance import file_digest
 from carvana.training import fold as module
 from carvana.training.fold import train_fold
-from carvana.training.state import Fold, seen_cars, split_fold, with_labels
+from carvana.training.split import Fold, seen_cars, split_fold, with_labels
 
 SIZE, OOF = (96, 144), {"out_of_fold": True}
 FITS = [Fit((32, 48)), Fit((40, 50)), Fit((128, 160), "pad")]

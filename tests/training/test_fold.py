@@ -25,7 +25,8 @@ from carvana.training import averaging, engine
 from carvana.training import fold as module
 from carvana.training.fold import train_fold, train_folds
 from carvana.training.learner import build_learner
-from carvana.training.state import Budget, Fold, initial_checkpoint, split_fold, with_epochs_of_folds
+from carvana.training.run import Budget, with_epochs_of_folds
+from carvana.training.split import Fold, initial_checkpoint, split_fold
 from carvana.training.validation import whole_photos
 
 STAGE = {"data": {"size": [16, 32], "crop": None}, "train": {"epochs": 2, "batch_size": 8}, "optim": {"lr": 0.003}}

@@ -27,7 +27,7 @@ from carvana.training import fold as module
 from carvana.training.engine import OutOfTime, train_one_epoch
 from carvana.training.fold import train_fold, train_folds
 from carvana.training.learner import Learner, build_learner
-from carvana.training.state import split_fold
+from carvana.training.split import split_fold
 
 SMALL = ["data.size=[32,64]", "data.crop=null", "data.fit=resize", "train.batch_size=2", "train.micro_batch=null"]
 EXPERIMENTS = {}  # of those for a T4 that have the same network, the first one

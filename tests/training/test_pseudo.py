@@ -30,7 +30,8 @@ from carvana.training.dry_run import forward_passes
 from carvana.training.fold import train_fold
 from carvana.training.losses import LOSSES, weighted_sum
 from carvana.training.pace import Pace
-from carvana.training.state import Budget, Fold, seen_cars, split_fold, with_labels
+from carvana.training.run import Budget
+from carvana.training.split import Fold, seen_cars, split_fold, with_labels
 
 SIZE = (96, 144)
 DISPUTED = np.zeros(SIZE, bool)

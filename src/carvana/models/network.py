@@ -111,7 +111,7 @@ class EncoderDecoder(Network):
         if config.frozen_depthwise:
             depthwise = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
             if not depthwise:
-                raise InputError(f"model.frozen_depthwise: {config.encoder} has no depthwise convolution; set it to false")
+                raise InputError(f"model.frozen_depthwise: {config.encoder} has no such convolution; set it to false")
             for conv in depthwise:
                 conv.requires_grad_(False)
         levels = encoder.feature_info

@@ -7,7 +7,7 @@ from carvana.config import Config
 from carvana.log import say
 from carvana.models.checkpoint import average_weights, save_checkpoint
 from carvana.training.learner import Learner
-from carvana.training.state import Fold, seen_cars
+from carvana.training.split import Fold, seen_cars
 from carvana.training.validation import validate
 
 

@@ -15,7 +15,8 @@ from carvana.device import process_state
 from carvana.errors import InputError
 from carvana.log import say
 from carvana.training.pace import Pace, measure_paces
-from carvana.training.state import Budget, Fold, kept_plan
+from carvana.training.run import Budget, kept_plan
+from carvana.training.split import Fold
 
 PLANNED = 0.97  # of the time: the rest is for checkpoints, and for a machine that slows down a little
 RECENT = 3  # epochs whose median says how fast the machine is now: a single one may have been disturbed

@@ -17,17 +17,9 @@ from carvana.training.budget import Plan, plan_fold
 from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.training.learner import Learner, build_learner
 from carvana.training.losses import weighted_sum
-from carvana.training.state import (
-    Budget,
-    Fold,
-    initial_checkpoint,
-    load_state,
-    prepare_folder,
-    refuse_conflict,
-    save_state,
-    training_photos,
-    write_run,
-)  # fmt: skip
+from carvana.training.run import Budget, prepare_folder, refuse_conflict, write_run
+from carvana.training.split import Fold, initial_checkpoint, training_photos
+from carvana.training.state import load_state, save_state
 from carvana.training.tracking import log_epoch, tracking
 from carvana.training.validation import validate
 

@@ -21,7 +21,7 @@ from carvana.training.batches import shared_cache, train_loader
 from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.training.learner import Learner, build_learner
 from carvana.training.losses import weighted_sum
-from carvana.training.state import Fold
+from carvana.training.split import Fold
 from carvana.training.validation import validate
 
 CARS = 4  # whose photos are enough to measure with
