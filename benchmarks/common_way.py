@@ -24,7 +24,7 @@ from carvana.data.loader import Loading
 from carvana.data.rle import rle_decode
 from carvana.device import local_device
 from carvana.evaluation.metrics import dice
-from carvana.evaluation.oof import find_checkpoints
+from carvana.evaluation.trained import find_checkpoints
 from carvana.log import progress
 from carvana.models.checkpoint import Checkpoint, load_checkpoint
 from carvana.prediction.predictor import Predictor, fold_members

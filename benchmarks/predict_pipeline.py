@@ -23,7 +23,7 @@ from carvana.data.geometry import Fit
 from carvana.data.images import Photos, open_test
 from carvana.data.loader import Loading, load_photos
 from carvana.device import Device, local_device
-from carvana.evaluation.oof import find_checkpoints
+from carvana.evaluation.trained import find_checkpoints
 from carvana.models.checkpoint import load_checkpoint
 from carvana.prediction.ensemble import weighted_mean
 from carvana.prediction.predictor import AS_IT_IS, Batch, Mix, Predictor, encode_batch, fold_members

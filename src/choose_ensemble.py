@@ -27,8 +27,9 @@ def main(
     from carvana.data.images import open_train
     from carvana.data.loader import Loading
     from carvana.device import local_device
-    from carvana.evaluation.oof import Unseen, common_checkpoints
+    from carvana.evaluation.oof import Unseen
     from carvana.evaluation.selection import row_lines, select_ensemble
+    from carvana.evaluation.trained import common_checkpoints
     from carvana.models.checkpoint import photos_of
     from carvana.prediction.ensemble import write_ensemble
     from carvana.prediction.tta import parse_views

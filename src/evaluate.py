@@ -26,16 +26,9 @@ def main(
     from carvana.data.loader import Loading
     from carvana.device import open_devices
     from carvana.evaluation.comparison import compare, comparison_lines
-    from carvana.evaluation.oof import (
-        SOFT_MASKS,
-        Unseen,
-        common_checkpoints,
-        predict_oof,
-        read_oof,
-        summary_lines,
-        unscored_line,
-        write_oof,
-    )
+    from carvana.evaluation.oof import Unseen, predict_oof
+    from carvana.evaluation.summary import SOFT_MASKS, read_oof, summary_lines, write_oof
+    from carvana.evaluation.trained import common_checkpoints, unscored_line
     from carvana.models.checkpoint import photos_of
     from carvana.prediction.tta import parse_views
 

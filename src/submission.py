@@ -72,9 +72,9 @@ def merge_oof(
     output: OutputOption,
 ) -> None:
     """Joins out-of-fold results of folds that were evaluated apart, on several machines or in several sessions."""
-    from carvana.evaluation import oof
+    from carvana.evaluation import summary
 
-    print("\n".join(oof.summary_lines(oof.merge_oof(parts, output))))
+    print("\n".join(summary.summary_lines(summary.merge_oof(parts, output))))
 
 
 @app.command()

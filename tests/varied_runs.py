@@ -11,7 +11,8 @@ from carvana.data.geometry import Fit
 from carvana.data.images import Photos, open_train
 from carvana.data.loader import Loading, to_tensor
 from carvana.device import Device
-from carvana.evaluation.oof import Unseen, common_checkpoints
+from carvana.evaluation.oof import Unseen
+from carvana.evaluation.trained import common_checkpoints
 from carvana.models import build_model
 from carvana.models.checkpoint import save_checkpoint
 

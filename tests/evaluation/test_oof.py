@@ -15,11 +15,20 @@ from carvana.data.loader import Loading
 from carvana.data.rle import rle_decode
 from carvana.data.soft import decode_soft, encode_soft, open_soft
 from carvana.errors import InputError
-from carvana.evaluation import oof as evaluation
 from carvana.evaluation.metrics import BEYOND, THRESHOLDS, dice
-from carvana.evaluation.oof import SOFT_MASKS, common_checkpoints, merge_oof, predict_oof, read_oof, write_oof
+from carvana.evaluation.oof import predict_oof
 from carvana.evaluation.pixels import Search
 from carvana.evaluation.selection import predict_choices, sample_pixels
+from carvana.evaluation.summary import (
+    SOFT_MASKS,
+    best_threshold,
+    choose_threshold,
+    merge_oof,
+    read_oof,
+    summary_lines,
+    write_oof,
+)
+from carvana.evaluation.trained import common_checkpoints, find_checkpoints, unscored_line
 from carvana.log import write_json
 from carvana.models.checkpoint import load_checkpoint
 from carvana.prediction.ensemble import Choice, read_ensemble
@@ -111,9 +120,9 @@ def test_summary_table_and_curve_agree(written, oof):
 
 def test_the_threshold_is_the_best_and_nearest_to_one_half_of_the_same_checkpoints(unseen, written, capsys):
     curves = [np.where(np.arange(99) == 69, peak, 0.9) for peak in (0.9, 0.95)]
-    assert list(map(evaluation.best_threshold, curves)) == [0.5, 0.7]
+    assert list(map(best_threshold, curves)) == [0.5, 0.7]
     folder, summary = written
-    choose = lambda name="small", views=VIEWS: evaluation.choose_threshold(folder.parent, [name], views)
+    choose = lambda name="small", views=VIEWS: choose_threshold(folder.parent, [name], views)
     assert choose() == summary["threshold"]  # only a network of all cars may lie there
     for fold, paths in unseen.checkpoints.items():
         shutil.copytree(paths["small"].parent, folder / f"fold{fold}")
@@ -129,21 +138,19 @@ def test_the_threshold_is_the_best_and_nearest_to_one_half_of_the_same_checkpoin
 def test_networks_are_named_by_folds_all_and_none(unseen, tmp_path):
     for name in ("fold0", "fold10", "fold2", "fold2 copy"):
         shutil.copytree(unseen.checkpoints[0]["small"].parent, tmp_path / "x" / name)
-    folders = lambda *options: [path.parent.name for path in evaluation.find_checkpoints(tmp_path, "x", *options)]
+    folders = lambda *options: [path.parent.name for path in find_checkpoints(tmp_path, "x", *options)]
     assert (folders(), folders("0,2")) == (["fold0", "fold2", "fold10"], ["fold0", "fold2"])
-    assert evaluation.unscored_line(tmp_path / "x") is None
+    assert unscored_line(tmp_path / "x") is None
     for number, name in (("none", "none"), ("all,none", "none"), ("7", "fold7")):
         remedy = rf"src/train\.py x --fold {number.removeprefix('all,')} --resume"
         with pytest.raises(InputError, match=rf"{name}/best\.safetensors: missing, .*; run {remedy}"):
             folders(number)
     shutil.copytree(tmp_path / "x" / "fold0", tmp_path / "x" / "none")
     assert (folders("none"), folders("all,none")[2:], len(folders())) == (["none"], ["fold10", "none"], 3)
-    assert evaluation.unscored_line(tmp_path / "x").endswith(
-        "none: trained on all cars, so it has no out-of-fold score"
-    )
+    assert unscored_line(tmp_path / "x").endswith("none: trained on all cars, so it has no out-of-fold score")
     shutil.copytree(tmp_path / "x" / "none", tmp_path / "y" / "none")
     with pytest.raises(InputError, match="y: no trained fold there"):
-        evaluation.find_checkpoints(tmp_path, "y", "all,none")
+        find_checkpoints(tmp_path, "y", "all,none")
 
 
 def test_the_script_says_that_a_network_of_all_cars_has_no_score(unseen, demo, tmp_path):
@@ -173,8 +180,8 @@ def test_folds_evaluated_apart_are_joined_to_what_one_command_gives(unseen, writ
     folders, joined = [tmp_path / part / "small" for part in "ab"], tmp_path / "joined" / "small"
     parts = [replace(unseen, checkpoints={fold: paths}) for fold, paths in unseen.checkpoints.items()]
     first, second = [write_oof(folders[i], predict_oof(part, VIEWS), part, VIEWS) for i, part in enumerate(parts)]
-    assert evaluation.summary_lines(first)[1] == "  16 photos of 1 cars, views identity + hflip"
-    assert evaluation.summary_lines(first)[-2] == "  not trained yet, so not in the mean: fold 1"
+    assert summary_lines(first)[1] == "  16 photos of 1 cars, views identity + hflip"
+    assert summary_lines(first)[-2] == "  not trained yet, so not in the mean: fold 1"
     printed = run_script("submission.py", "merge-oof", *folders, "--output", joined).stdout
     assert printed.startswith(f"small: out-of-fold Dice {written[1]['dice']:.5f} per image at photo size\n  32 photos")
     assert all((joined / name).read_bytes() == (written[0] / name).read_bytes() for name in FILES)

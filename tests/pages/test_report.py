@@ -23,7 +23,8 @@ from carvana.data.studios import find_studios
 from carvana.device import Device
 from carvana.errors import InputError
 from carvana.evaluation.metrics import errors_beyond
-from carvana.evaluation.oof import Oof, Unseen, write_oof
+from carvana.evaluation.oof import Oof, Unseen
+from carvana.evaluation.summary import write_oof
 from carvana.log import write_records
 from carvana.models import build_model
 from carvana.models.checkpoint import save_checkpoint

@@ -14,7 +14,7 @@ from carvana.data.images import open_test
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
 from carvana.errors import InputError
-from carvana.evaluation.oof import find_checkpoints
+from carvana.evaluation.trained import find_checkpoints
 from carvana.models.checkpoint import load_checkpoint
 from carvana.prediction.postprocess import PostProcess
 from carvana.prediction.predictor import Member, Predictor, fold_members

@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 
 from carvana.errors import InputError
 from carvana.evaluation.metrics import BEYOND, bootstrap_interval, estimate_mean
-from carvana.evaluation.oof import error_line
+from carvana.evaluation.summary import error_line
 
 EXTREMES = 3  # cars shown at either end
 

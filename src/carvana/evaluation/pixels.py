@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from carvana.errors import InputError
-from carvana.evaluation.oof import FLAT, best_threshold
+from carvana.evaluation.summary import FLAT, best_threshold
 from carvana.prediction.ensemble import Choice, weighted_mean
 
 LEVELS = tuple(level / 100 for level in range(30, 71))

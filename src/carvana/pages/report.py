@@ -15,7 +15,9 @@ from carvana.data.rle import rle_decode, rle_encode
 from carvana.data.studios import OTHERS, find_studios
 from carvana.errors import InputError
 from carvana.evaluation.comparison import compare
-from carvana.evaluation.oof import Oof, find_checkpoints, read_oof, unscored_line
+from carvana.evaluation.oof import Oof
+from carvana.evaluation.summary import read_oof
+from carvana.evaluation.trained import find_checkpoints, unscored_line
 from carvana.log import progress, read_records
 from carvana.models.checkpoint import read_facts
 from carvana.pages import charts

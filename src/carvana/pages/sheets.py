@@ -15,7 +15,7 @@ from carvana.data.images import Photos
 from carvana.data.pictures import add_caption, arrange, draw_contour, scale
 from carvana.data.rle import rle_decode
 from carvana.errors import InputError
-from carvana.evaluation.oof import read_oof
+from carvana.evaluation.summary import read_oof
 from carvana.log import progress
 from carvana.submission.csv import read_submission
 

@@ -15,7 +15,8 @@ from carvana.data.labels import LABELS, SOFT, Label
 from carvana.data.loader import Loading
 from carvana.device import Device, share, side_by_side
 from carvana.errors import InputError, few
-from carvana.evaluation.oof import choose_threshold, find_checkpoints
+from carvana.evaluation.summary import choose_threshold
+from carvana.evaluation.trained import find_checkpoints
 from carvana.log import alone_in, say
 from carvana.models.checkpoint import Checkpoint, all_seen_cars, load_checkpoint
 from carvana.prediction.ensemble import Choice, read_ensemble

@@ -1,0 +1,60 @@
+"""Which folds of an experiment are trained, and their checkpoints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from carvana.data.folds import fold_name, folds_digest, parse_folds, run_folder
+from carvana.errors import InputError, few
+from carvana.models.checkpoint import leaking_cars, read_facts
+from carvana.prediction.ensemble import Checkpoints
+
+
+def trained_folds(run: Path) -> dict[int, Path]:
+    """The best checkpoint of each trained fold; that of all cars is none of them."""
+    paths = {path.parent.name.removeprefix("fold"): path for path in run.glob("fold*/best.safetensors")}
+    return {int(number): paths[number] for number in sorted(filter(str.isdecimal, paths), key=int)}
+
+
+def find_checkpoints(runs: Path, experiment: str, fold: str = "all") -> list[Path]:
+    """The best checkpoint of each of these folds, as `parse_folds` reads them; all are those that are trained.
+
+    Raises InputError if there is none, or if one of them is not trained.
+    """
+    run = runs / experiment
+    paths = {number: run_folder(run, number) / "best.safetensors" for number in parse_folds(fold, trained_folds(run))}
+    if "all" in fold and not trained_folds(run):
+        raise InputError(f"{run}: no trained fold there (fold*/best.safetensors); run src/train.py first")
+    for number, path in paths.items():
+        if not path.exists():
+            remedy = f"run src/train.py {experiment} --fold {fold_name(number)} --resume"
+            raise InputError(f"{path}: missing, it is not trained yet; {remedy}")
+    return [*paths.values()]
+
+
+def unscored_line(run: Path) -> str | None:
+    """What is said of a run's network of all cars; None if there is no such network."""
+    folder = run_folder(run, None)
+    trained = (folder / "best.safetensors").exists()
+    return f"{folder}: trained on all cars, so it has no out-of-fold score" if trained else None
+
+
+def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFrame) -> Checkpoints:
+    """The best checkpoints of the folds that all experiments have trained, by fold.
+
+    Raises InputError if there is no such fold, or if a checkpoint has learnt from cars of its fold in this table.
+    """
+    paths, digest, cars = {}, folds_digest(folds), folds.groupby("fold")["car"].agg(list)
+    for experiment in experiments:
+        for path in find_checkpoints(runs, experiment):
+            facts = read_facts(path)
+            fold = facts["fold"]
+            if fold not in cars.index or (leaking := leaking_cars(facts, cars[fold], fold, digest)):
+                reason = "has learnt from " + few(leaking) if fold in cars.index else f"of a fold {fold}"
+                raise InputError(f"{path}: trained with another table of folds ({reason}); give that one with --folds")
+            paths.setdefault(facts["fold"], {})[experiment] = path
+    common = {fold: paths[fold] for fold in sorted(paths) if len(paths[fold]) == len(set(experiments))}
+    if not common:
+        raise InputError(f"{runs}: no fold is trained in all of {', '.join(experiments)}; train one in all of them")
+    return common
