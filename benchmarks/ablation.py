@@ -38,7 +38,7 @@ VARIANTS = {
     "full_resolution_skip": ["model.stem_channels=16"],
     "decoder_to_stride_1": ["model.decoder_stride=1", "model.decoder_channels=[128, 64, 48, 32, 16]"],
     "pixel_shuffle": ["model.logit_upsampling=pixel_shuffle"],
-    "nothing_frozen": ["model.frozen_parts=0"],
+    "nothing_frozen": ["model.frozen_parts=0", "model.frozen_depthwise=false"],
     "linknet": ["model.architecture=linknet", "model.decoder_channels=[256, 128, 64, 32, 16]"],  # it has its own widths
     "bce": ["loss={bce: 1}"],
     "bce_log_dice": ["loss={bce_log_dice: 1}"],

@@ -28,7 +28,7 @@ def main(
     from carvana.data.own_photos import find_photos
     from carvana.device import local_device
     from carvana.pages.cutouts import Style, write_cutouts
-    from carvana.submission.job import build_predictor, choose
+    from carvana.submission.choice import build_predictor, choose
 
     targets, style = find_photos(photos, output), Style(hard, background, tiles)
     style.open_background()  # a mistake is said before networks are loaded

@@ -41,7 +41,8 @@ def main(
     from carvana.log import say
     from carvana.models.checkpoint import photos_of
     from carvana.submission.blocks import Blocks, check_names
-    from carvana.submission.job import Job, choose, match_sample, predict_blocks, read_names
+    from carvana.submission.choice import choose
+    from carvana.submission.job import Job, match_sample, predict_blocks, read_names
     from carvana.submission.journal import note_submission
 
     end = command.end_of(hours)

@@ -46,8 +46,8 @@ def merge(
     cars: command.CarsOption = None,
 ) -> None:  # fmt: skip
     """Joins the parts of one prediction, in any order, after a check that they are one and whole."""
-    from carvana.submission.blocks import merge_parts
     from carvana.submission.journal import note_submission
+    from carvana.submission.merge import merge_parts
 
     rows = merge_parts(parts, output, input_root, cars)
     if cars is None:
@@ -61,9 +61,9 @@ def merge_labels(
     output: OutputOption,
 ) -> None:
     """Joins labels, or soft masks, of the parts of one prediction, in any order, if they are one and whole."""
-    from carvana.submission import blocks
+    from carvana.submission import merge as joining
 
-    print(f"{output}: labels of {blocks.merge_labels(parts, output)} photos, of {len(parts)} parts")
+    print(f"{output}: labels of {joining.merge_labels(parts, output)} photos, of {len(parts)} parts")
 
 
 @app.command()

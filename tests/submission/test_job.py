@@ -23,8 +23,9 @@ from carvana.prediction.ensemble import Choice, write_ensemble
 from carvana.prediction.postprocess import PostProcess
 from carvana.provenance import file_digest
 from carvana.submission.blocks import Blocks
+from carvana.submission.choice import build_predictor, choose
 from carvana.submission.csv import read_submission
-from carvana.submission.job import build_predictor, choose, match_sample, measure
+from carvana.submission.job import match_sample, measure
 from carvana.submission.journal import record_submission, render_table
 from carvana.submission.manifest import manifest_path, read_manifest
 

@@ -17,8 +17,8 @@ from carvana.errors import InputError
 from carvana.evaluation.metrics import dice
 from carvana.models.checkpoint import read_facts
 from carvana.provenance import file_digest
+from carvana.submission.choice import build_predictor, choose
 from carvana.submission.csv import read_submission
-from carvana.submission.job import build_predictor, choose
 from carvana.submission.labels import describe
 from carvana.submission.manifest import manifest_path, read_manifest
 

@@ -11,10 +11,10 @@ from carvana.log import write_json
 from carvana.provenance import file_digest
 from carvana.submission import journal as journals
 from carvana.submission import manifest as manifests
-from carvana.submission.blocks import merge_parts
 from carvana.submission.csv import write_submission
 from carvana.submission.journal import END, START, read_journal, record_score
 from carvana.submission.manifest import Manifest, digest_names, manifest_path
+from carvana.submission.merge import merge_parts
 
 NAMES = [f"car{car}_{angle:02}.jpg" for car in "ab" for angle in range(1, 17)]
 ROWS = [(name, "8 4 14 4") for name in NAMES]

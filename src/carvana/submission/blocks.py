@@ -5,13 +5,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from carvana.data.archive import Archive
-from carvana.data.images import car_of, read_cars
 from carvana.data.labels import LABELS, SOFT, Label, read_labels, write_labels
 from carvana.data.lines import check_suffix
 from carvana.data.soft import read_soft, write_soft
@@ -19,14 +16,12 @@ from carvana.errors import InputError, few
 from carvana.log import say
 from carvana.provenance import file_digest
 from carvana.submission.checker import find_faults
-from carvana.submission.csv import Row, read_sample, read_submission, write_submission
+from carvana.submission.csv import Row, read_submission, write_submission
 from carvana.submission.manifest import (
     SAME_JOB,
     Manifest,
-    digest_names,
     find_difference,
     manifest_path,
-    order_parts,
     read_manifest,
     write_manifest,
 )  # fmt: skip
@@ -193,45 +188,3 @@ def write_checked(path: Path, rows: Iterator[Row], names: list[str], size: tuple
         say(line)
     if faults:
         raise InputError(f"{path}: failed its own check; do not upload it")
-
-
-def merge_parts(parts: list[Path], output: Path, input_root: Path, cars_file: Path | None) -> int:
-    """Joins parts of one prediction and checks the whole; returns the number of rows.
-
-    Raises InputError as `order_parts` does, or if they are of another sample than that in `input_root`.
-    """
-    check_suffix(output)
-    ordered, manifest = order_parts(parts)
-    cars = set(read_cars(cars_file)) if cars_file else None
-    names = read_sample(Archive(input_root).read_file("sample_submission.csv"))
-    names = [name for name in names if cars is None or car_of(Path(name).stem) in cars]
-    if digest_names(names) != manifest.sample:
-        listed = ", ".join(map(str, ordered))
-        raise InputError(f"{listed}: of another sample than {input_root}; give theirs with --input")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        joined = Path(folder) / output.name
-        write_checked(joined, chain.from_iterable(map(read_submission, ordered)), names, manifest.size)
-        os.replace(joined, output)
-    return _describe_whole(output, ordered, manifest)
-
-
-def merge_labels(parts: list[Path], output: Path) -> int:
-    """Joins the labels or soft masks that parts of one prediction have left; returns the number of photos.
-
-    Raises InputError as `order_parts` does, or if the parts are of a submission.
-    """
-    ordered, manifest = order_parts(parts)
-    if manifest.kind == ROWS:
-        raise InputError(f"{ordered[0]}: a part of a submission, not of labels; submission.py merge joins those")
-    check_format(output, manifest.kind)
-    kind = KINDS[manifest.kind]
-    kind.write(output, chain.from_iterable(map(kind.read, ordered)))
-    return _describe_whole(output, ordered, manifest)
-
-
-def _describe_whole(output: Path, ordered: list[Path], manifest: Manifest) -> int:
-    whole = {"shard": "1/1", "first": 0, "photos": manifest.sample_photos, "digest": file_digest(output)}
-    write_manifest(manifest_path(output), manifest.model_copy(update=whole))
-    say(f"joined: {', '.join(map(str, ordered))}")
-    return manifest.sample_photos
