@@ -8,7 +8,7 @@ from torch import nn
 
 from carvana.config import Config
 from carvana.data.geometry import Fit, Size
-from carvana.data.images import car_of
+from carvana.data.images import Photos, car_of
 from carvana.data.loader import Loading
 from carvana.device import Device
 from carvana.evaluation.metrics import dice, errors_beyond
@@ -44,10 +44,16 @@ class Trained:
 def score(
     model: nn.Module, fit: Fit, race: Race, image_ids: list[str], views: list[str] = ("identity",)
 ) -> pd.DataFrame:
-    """A row a photo, at photo size: car, dice, and the columns of BEYOND."""
-    predictor, rows = Predictor([[Member(fit, TTA(model.eval(), views))]], race.device, Loading()), []
-    for prediction in predictor.predict(race.fold.val, image_ids, masks=True, description="evaluate"):
+    """As `score_photos`, by one network."""
+    predictor = Predictor([[Member(fit, TTA(model.eval(), views))]], race.device, Loading())
+    return score_photos(predictor, race.fold.val, image_ids)
+
+
+def score_photos(predictor: Predictor, photos: Photos, image_ids: list[str]) -> pd.DataFrame:
+    """A row a photo, at photo size: image_id, car, dice, and the columns of BEYOND."""
+    rows = []
+    for prediction in predictor.predict(photos, image_ids, masks=True, description="evaluate"):
         mask, truth = prediction.probs >= THRESHOLD, prediction.mask
-        errors = errors_beyond(mask.cpu().numpy(), truth.cpu().numpy())
-        rows.append({"car": car_of(prediction.image_id), "dice": dice(mask, truth)} | errors)
+        facts = {"image_id": prediction.image_id, "car": car_of(prediction.image_id), "dice": dice(mask, truth)}
+        rows.append(facts | errors_beyond(mask.cpu().numpy(), truth.cpu().numpy()))
     return pd.DataFrame(rows)

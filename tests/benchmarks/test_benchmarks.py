@@ -154,7 +154,7 @@ def trained(demo, tiny, tmp_path) -> dict:
     for fold in (0, 1):
         torch.manual_seed(fold)
         path = tmp_path / "runs" / "tiny" / f"fold{fold}" / "best.safetensors"
-        save_checkpoint(path, build_model(tiny().model), tiny(), fold, 1, 0.5, "digest")
+        save_checkpoint(path, build_model(tiny().model), tiny(), fold, 1, 0.5, "digest", seen_cars=["learnt"])
     return {"experiment": "tiny", "runs": tmp_path / "runs", "input_root": demo / "input", "cars": None}
 
 
@@ -179,6 +179,37 @@ def test_the_common_way_gives_the_same_masks(trained, capsys):
     theirs, ours = (float(word) for word in printed.partition("true masks ")[2].split(" (")[0].split(" and "))
     assert theirs == pytest.approx(ours, abs=0.02)  # nearly each pixel of an untrained network is in doubt
     assert float(printed.partition(" times as fast")[0].split()[-1]) > 0
+
+
+def test_held_out_compares_networks_on_cars_that_none_has_seen(trained, tmp_path, capsys):
+    import held_out
+
+    cars, entries = open_train(trained["input_root"]).cars[:2], ["tiny:0", "tiny:all:hflip"]
+    (tmp_path / "cars.txt").write_text("\n".join(cars))
+    options = {key: trained[key] for key in ("runs", "input_root")} | {"output": tmp_path / "held_out"}
+    held_out.main(entries, tmp_path / "cars.txt", **options)
+    printed = capsys.readouterr().out
+    paths = (tmp_path / "held_out" / f"{name}.json" for name in ("tiny-0", "tiny-all-hflip"))
+    single, both = (json.loads(path.read_text()) for path in paths)
+    assert (single["passes"], both["passes"]) == (1, 4)
+    single, both = (torch.tensor(result["table"]["dice"]) for result in (single, both))
+    assert len(single) == 32
+    assert "32 photos of 2 cars" in printed
+    assert "tiny:0: 1 passes, " in printed
+    assert f"\n  Dice {single.mean():.5f}, worst {single.min():.4f}\n" in printed
+    assert f"tiny:all:hflip less tiny:0: Dice {(both - single).mean():+.5f} (" in printed
+
+    held_out.main(entries, tmp_path / "cars.txt", **options)
+    assert capsys.readouterr().err.count("reused") == 2
+    (tmp_path / "cars.txt").write_text(cars[0])
+    with pytest.raises(InputError, match=r"tiny-0\.json: of other settings \(cars: "):
+        held_out.main(entries, tmp_path / "cars.txt", **options)
+    with pytest.raises(InputError, match="tiny: not NAME:FOLDS, as unet_lite0:all, or"):
+        held_out.open_entry("tiny", trained["runs"])
+    with pytest.raises(InputError, match=f"tiny:0: has learnt from {cars[0]}; give cars that it has not seen"):
+        held_out.refuse_leak("tiny:0", [cars[0]], [cars[0], "learnt"])
+    with pytest.raises(InputError, match="tiny:0: does not name the cars that it has learnt from"):
+        held_out.refuse_leak("tiny:0", [cars[0]], None)
 
 
 def test_scale_measures_memory_and_rows(trained, capfd):
