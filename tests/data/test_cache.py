@@ -137,11 +137,22 @@ def test_a_disk_that_fills_up_stops_the_writing_and_is_reported_once(photos, dec
 def test_without_room_there_is_no_cache(photos, folder, capsys, monkeypatch):
     items = [PhotoCache(photos, FIT, gib)[3] for gib in (0, 0.9 * ITEM / GIB)]
     assert capsys.readouterr().err == ""
-    usage = shutil.disk_usage(folder)._replace(free=cache.LEFT_FREE + ITEM)
+    usage = shutil.disk_usage(folder)._replace(free=cache.LEFT_FREE + ITEM - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert_right([*items, PhotoCache(photos, FIT, gib=1)[3]], photos, 3, 3, 3)
-    line = f"{folder}: no cache (1.0 GiB free, 1.0 needed), photos are decoded each epoch; data.cache_gib=0"
+    line = f"{folder}: no cache (1.0 GiB free, 1.0 are left so), photos are decoded each epoch; data.cache_gib=0"
     assert (capsys.readouterr().err, list(folder.iterdir())) == (f"{line} asks for none\n", [])
+
+
+def test_with_little_room_the_first_photos_are_kept(photos, folder, decoded, capsys, monkeypatch):
+    usage = shutil.disk_usage(folder)._replace(free=cache.LEFT_FREE + 2 * ITEM)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    kept = PhotoCache(photos, FIT, gib=1)
+    items = [kept[index] for index in (1, 2, 1, 2)]
+    assert [photos.image_ids.index(name) for name in decoded] == [1, 2, 2]
+    assert_right(items, photos, 1, 2, 1, 2)
+    line = f"{folder}: 1.0 GiB free, so 2 of {len(photos.image_ids)} photos are cached\n"
+    assert capsys.readouterr().err == line
 
 
 def test_what_a_killed_run_left_is_removed_and_what_lives_is_not(photos, folder):

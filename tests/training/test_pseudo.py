@@ -1,6 +1,7 @@
 """Training on pseudo-labels: what is learnt from them, how they are mixed in, and who may not learn from whom."""
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -99,8 +100,24 @@ def test_disputed_pixels_have_no_gradient_and_count_as_right(name):
     assert torch.equal(nowhere, loss(logits, coverage))
 
 
+class Listed(list):
+    """Stands for a cache of photos."""
+
+    @property
+    def photos(self) -> "Listed":
+        return self
+
+    image_ids = photos
+
+    def only(self, image_ids) -> set:
+        return {*image_ids}
+
+    def of(self, photos: set) -> "Listed":
+        return Listed(item if item in photos or item in "abcd" else None for item in self)
+
+
 def test_an_epoch_draws_pseudo_photos_anew_by_seed_and_epoch_alone():
-    source = [*"abcd", *range(30)]  # four with true masks
+    source = Listed([*"abcd", *map(str, range(30))])  # four with true masks
     draw = lambda share, seed=0, epoch=0: list(map(EpochPhotos(source, 4, share, seed, epoch).__getitem__, range(4)))
     assert draw(0) == [*"abcd"]
     for share, count in ((1, 4), (3, 12), (0.5, 2), (1000, 30)):
@@ -109,8 +126,20 @@ def test_an_epoch_draws_pseudo_photos_anew_by_seed_and_epoch_alone():
         assert items[:4] == [*"abcd"]
         assert len(items) == 4 + count == 4 + len(set(items[4:]))
         assert items == [photos.source[place] for place in EpochPhotos(source, 4, share, 1, 2).places]
+        assert len(set(photos.source)) == 4 + count + (count < 30)  # what is not drawn is left out
     places = {tuple(EpochPhotos(source, 4, 1, seed, epoch).places) for seed in (0, 1) for epoch in (0, 1)}
     assert len(places) == 4
+
+
+def test_processes_that_load_get_the_drawn_labels_alone(demo, labels):
+    photos, config = open_train(demo / "input"), configured(labels)
+    source = PhotoCache(MixedPhotos(photos, open_pseudo(config.data, demo / "input")), Fit((32, 48)), 1)
+    epoch = EpochPhotos(source, labelled := len(photos.image_ids), 2 / labelled, 0, 0)
+    sent = pickle.loads(pickle.dumps(epoch))
+    drawn = [source.image_ids[place] for place in epoch.places[labelled:]]
+    assert [*sent.source.photos.pseudo.masks.runs] == drawn
+    for index in (3, labelled, labelled + 1):
+        assert all(map(np.array_equal, sent[index], source[epoch.places[index]]))
 
 
 def test_masks_have_a_second_layer_and_the_first_is_as_ever_cached_or_not(demo, labels):
@@ -153,6 +182,13 @@ def test_unsure_photos_are_left_out_and_what_cannot_be_trained_on_is_refused(dem
     assert "all 16 photos have expected Dice or agreement below data.pseudo_least=1" in refusal(pseudo_least=1)
     assert "absent.csv.json: missing" in refusal(tmp_path / "absent.csv")
     assert "which cars its networks have learnt from is not known" in refusal(write_pseudo(labels, names, seen=None))
+    facts = json.loads(Path(f"{write_pseudo(labels, names)}.json").read_text())
+    for changed, fault in (
+        ({"kind": "rows"}, "not beside labels (it is of rows)"),
+        ({"out_of_fold": True}, "data.soft"),
+    ):
+        write_json(Path(f"{labels}.json"), facts | changed)
+        assert fault in refusal()
     other = write_pseudo(tmp_path / "other.csv", ["other_01.jpg"])
     assert "lacks other_01 of" in refusal(other)
     other.write_text(other.read_text() + "\n")

@@ -9,6 +9,7 @@ import tempfile
 import time
 import weakref
 from contextlib import suppress
+from copy import copy
 from io import FileIO
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class PhotoCache:
     """Photos and masks at network size by index; up to `gib` of them are kept in a temporary file when first decoded.
 
     The processes that it is forked or pickled into read and write the same file. The file is removed with the cache
-    that made it, or by the next run if its run was killed. Without room on the disk nothing is kept.
+    that made it, or by the next run if its run was killed. With less room on the disk fewer are kept.
 
     The file is one byte (the disk was full), one byte an item (it is complete), the items. An item's byte is written
     last: a process may be killed, or two write the same item, and no half item is ever read. A full disk is an error
@@ -51,6 +52,12 @@ class PhotoCache:
             self._count = (path.stat().st_size - 1) // (1 + self._item_bytes)
         return self
 
+    def of(self, photos: Photos) -> "PhotoCache":
+        """The same file and places, what is not kept from `photos`: they may lack some that are not asked for."""
+        other = copy(self)
+        other.photos = photos
+        return other
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
@@ -67,18 +74,21 @@ class PhotoCache:
         return image, mask
 
     def _create_file(self) -> Path | None:
-        """A sparse file, None if the disk has no room for it."""
-        needed, folder = self._count * self._item_bytes, Path(tempfile.gettempdir())
+        """A sparse file, for as many items as the disk has room for; None if for none."""
+        wanted, folder = self._count, Path(tempfile.gettempdir())
         try:
             remove_leftovers(folder)
             free = _room(folder)
-            if free < needed + LEFT_FREE:
-                raise OSError(errno.ENOSPC, f"{free / GIB:.1f} GiB free, {(needed + LEFT_FREE) / GIB:.1f} needed")
+            self._count = min(wanted, (free - LEFT_FREE) // self._item_bytes)
+            if self._count <= 0:
+                raise OSError(errno.ENOSPC, f"{free / GIB:.1f} GiB free, {LEFT_FREE / GIB:.1f} are left so")
+            if self._count < wanted:
+                say(f"{folder}: {free / GIB:.1f} GiB free, so {self._count} of {wanted} photos are cached")
             descriptor, name = tempfile.mkstemp(SUFFIX, PREFIX, folder)
             weakref.finalize(self, _remove, Path(name), descriptor, os.getpid())
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # held until this process and all forked from it are gone
             os.write(descriptor, bytes(1 + self._count))
-            os.ftruncate(descriptor, 1 + self._count + needed)
+            os.ftruncate(descriptor, 1 + self._count + self._count * self._item_bytes)
         except OSError as error:
             say(f"{folder}: no cache ({error.strerror}), photos are decoded each epoch; data.cache_gib=0 asks for none")
             return None

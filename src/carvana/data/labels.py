@@ -67,6 +67,8 @@ def read_source(path: Path, setting: str) -> Source:
     try:
         facts = json.loads(path.with_name(f"{path.name}.json").read_text())
         digest, seen_cars, size = facts["digest"], facts["seen_cars"], tuple(facts["size"])
+        if (kind := facts.get("kind", LABELS)) not in (LABELS, SOFT):
+            raise ValueError(f"it is of {kind}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{setting}: {path}.json: missing, or not beside labels ({error}); {REMEDY}") from None
     if not path.is_file() or file_digest(path) != digest:
@@ -74,4 +76,4 @@ def read_source(path: Path, setting: str) -> Source:
     if seen_cars is None:
         unknown = "which cars its networks have learnt from is not known"
         raise InputError(f"{setting}: {path}: {unknown}; train them with this version, and label again")
-    return Source(path, facts.get("kind", LABELS), size, digest, seen_cars, facts.get("out_of_fold", False))
+    return Source(path, kind, size, digest, seen_cars, facts.get("out_of_fold", False))

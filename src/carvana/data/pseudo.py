@@ -3,7 +3,8 @@
 The masks are hard ones with disputed pixels left out, or soft ones: the probabilities themselves.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -31,6 +32,10 @@ class HardMasks:
     def image_ids(self) -> dict[str, tuple[str, str]]:
         """In their order; `in` looks one up at once."""
         return self.runs
+
+    def only(self, image_ids: Iterable[str]) -> "HardMasks":
+        """Those of these photos: what goes to the processes that load them."""
+        return HardMasks({image_id: self.runs[image_id] for image_id in image_ids}, self.size)
 
     def mask(self, image_id: str) -> np.ndarray:
         """bool (height, width, 2)."""
@@ -70,6 +75,10 @@ def open_pseudo(data: DataConfig, input_root: Path) -> PseudoPhotos | None:
         return None
     path = Path(data.pseudo)
     source = read_source(path, "data.pseudo")
+    if source.out_of_fold:
+        raise InputError(
+            f"data.pseudo: {path}: of photos with masks, from src/evaluate.py --soft; name it in data.soft"
+        )
     if source.kind == SOFT:
         masks = SoftMasks(source)
         say(f"{path}: probabilities of {len(masks.image_ids)} photos")
@@ -102,6 +111,10 @@ class MixedPhotos:
         self.photos, self.pseudo, self.layers = photos, pseudo, pseudo.masks.layers
         self.image_ids = [*photos.image_ids, *pseudo.masks.image_ids]
 
+    def only(self, image_ids: Iterable[str]) -> "MixedPhotos":
+        """With these of the pseudo-labelled photos."""
+        return MixedPhotos(self.photos, replace(self.pseudo, masks=self.pseudo.masks.only(image_ids)))
+
     def mask(self, image_id: str) -> np.ndarray:
         """bool or, if soft, uint8 (height, width, *layers); in true ones nothing is disputed."""
         if image_id in self.pseudo.masks.image_ids:
@@ -121,13 +134,17 @@ TrainingPhotos = Photos | SoftenedPhotos | MixedPhotos
 class EpochPhotos:
     """The photos of one epoch: the first `labelled` ones, and of the others as many as the share asks for, drawn anew.
 
-    The draw depends on seed and epoch alone. If there are fewer than asked for, all are taken, once.
+    The draw depends on seed and epoch alone. If there are fewer than asked for, all are taken, once. The masks of the
+    others do not go to the processes that load: all of the test's would fill their memory.
     """
 
     def __init__(self, source: PhotoCache, labelled: int, share: float, seed: int, epoch: int):
         pseudo = len(source) - labelled
         drawn = np.random.default_rng([seed, epoch]).permutation(pseudo)[: drawn_photos(labelled, pseudo, share)]
-        self.source, self.places = source, [*range(labelled), *(labelled + drawn).tolist()]
+        self.places = [*range(labelled), *(labelled + drawn).tolist()]
+        if len(drawn):
+            source = source.of(source.photos.only(source.image_ids[place] for place in self.places[labelled:]))
+        self.source = source
 
     def __len__(self) -> int:
         return len(self.places)

@@ -68,6 +68,10 @@ class SoftMasks:
         """In their order; `in` looks one up at once."""
         return dict.fromkeys(PurePath(name).stem for name in self.part.names)
 
+    def only(self, _: Iterable[str]) -> "SoftMasks":
+        """Itself: no mask is in memory."""
+        return self
+
     def mask(self, image_id: str) -> np.ndarray:
         """uint8 (height, width) at photo size, 255 times the probability."""
         return decode_soft(self.part.read(f"{image_id}.png"), self.source.size)
