@@ -177,6 +177,10 @@ def test_a_run_starts_from_another_runs_weights_of_the_same_fold(tiny, fold, tmp
         train_fold(config, other)
     with pytest.raises(InputError, match=r"fold1/best\.safetensors: not a readable checkpoint"):
         train_fold(config, replace(fold, number=1, folder=tmp_path / "tiny" / "fold1"))
+    itself = config.changed(train={"init_from": fold.folder.parent.name})
+    with pytest.raises(InputError, match=r"is this run's own, which it replaces; give it another --name"):
+        train_fold(itself, fold, overwrite=True)
+    assert (fold.folder / "best.safetensors").exists()
 
 
 class Killed(BaseException):

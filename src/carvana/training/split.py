@@ -82,10 +82,15 @@ def training_photos(fold: Fold, stage: Config) -> TrainingPhotos:
 
 
 def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
-    """This fold's, of the run `train.init_from`. Raises InputError if it has learnt from cars of this validation."""
+    """This fold's, of the run `train.init_from`.
+
+    Raises InputError if it has learnt from cars of this validation, or is the run's own, which it will replace.
+    """
     if config.train.init_from is None:
         return None
     path = fold.folder.parents[1] / config.train.init_from / fold.folder.name / "best.safetensors"
+    if path.parent == fold.folder:
+        raise InputError(f"train.init_from: {path} is this run's own, which it replaces; give it another --name")
     if leaking := leaking_cars(read_facts(path), fold.val_cars, fold.number, fold.digest):
         raise InputError(f"train.init_from: {path} has learnt from cars of this fold's validation: {few(leaking)}")
     return path
