@@ -231,7 +231,14 @@ def differences(before: dict, after: dict) -> list[str]:
     """`group.key: value -> value` for each setting in which two nested dictionaries differ."""
     before, after = _flatten(before), _flatten(after)
     keys = sorted(before.keys() | after.keys())
-    return [f"{k}: {before.get(k)!s:.40} -> {after.get(k)!s:.40}" for k in keys if before.get(k) != after.get(k)]
+    return [f"{k}: {_change(before.get(k), after.get(k))}" for k in keys if before.get(k) != after.get(k)]
+
+
+def _change(before: object, after: object) -> str:
+    """Both, cut to 40 characters; of lists that are alike so far, what only one of them holds."""
+    if f"{before!s:.40}" == f"{after!s:.40}" and isinstance(before, list) and isinstance(after, list):
+        before, after = ([item for item in a if item not in b] for a, b in ((before, after), (after, before)))
+    return f"{before!s:.40} -> {after!s:.40}"
 
 
 def _explain(fault: dict) -> str:

@@ -87,6 +87,8 @@ def test_a_config_is_frozen_survives_json_and_pickle_and_changes_are_validated_a
     before, after = STAGED.model_dump(), STAGED.changed(optim={"lr": 0.5}, loss={"soft_dice": 1}).model_dump()
     losses = ["loss.bce.weight: 1.0 -> None", "loss.soft_dice.weight: None -> 1.0"]
     assert (differences(before, before), differences(before, after)) == ([], [*losses, "optim.lr: 0.001 -> 0.5"])
+    before, after = ({"digests": [*["same"] * 20, last]} for last in "ab")
+    assert differences(before, after) == ["digests: ['a'] -> ['b']"]
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
