@@ -195,7 +195,8 @@ def test_photos_without_a_sample_can_be_labelled_only(demo, command, tmp_path):
     (tmp_path / "log.jsonl").touch()
     options = ["two", "--input", tmp_path / "other", "--cars", cars, "--output", tmp_path / "x.csv"]
     assert "no sample_submission.csv" in run_script(*command, *options, check=False).stderr
-    run_script(*command, *options, "--labels", tmp_path / "labels.csv")
+    labelled = run_script(*command, *options, "--labels", tmp_path / "labels.csv")
+    assert f"{tmp_path / 'other'}: no sample_submission.csv; all test photos are labelled" in labelled.stderr
     names = sorted(os.listdir(demo / "input" / "test"))
     assert [label.img for label in read_labels(tmp_path / "labels.csv")] == names
     assert (tmp_path / "log.jsonl").read_text() == ""  # it is no submission

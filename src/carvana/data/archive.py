@@ -32,7 +32,20 @@ class Archive:
             return ZipPart(path).read(name)
         return path.read_bytes() if path.is_file() else ZipPart(outermost(path)).read(name)
 
+    def has_file(self, name: str) -> bool:
+        """Whether `read_file` finds it. Raises InputError if it occurs twice, or if there is no such folder."""
+        return self._search(name, Path.is_file) is not None
+
     def _find(self, name: str, exists: Callable[[Path], bool]) -> Path:
+        if path := self._search(name, exists):
+            return path
+        expected = f"{name} or {name}.zip, here or one folder down"
+        if self.root.is_file() or any(self.root.iterdir()):
+            raise InputError(f"{self.root}: no {expected}; {REMEDY}")
+        again = "on Kaggle a just attached source may be empty on the first run, so run again"
+        raise InputError(f"{self.root}: the folder is empty, looked for {expected}; {REMEDY}; {again}")
+
+    def _search(self, name: str, exists: Callable[[Path], bool]) -> Path | None:
         if not self.root.exists():
             raise InputError(f"{self.root}: no such folder; {REMEDY}")
         entries = [self.root] if self.root.is_file() else sorted(self.root.iterdir())
@@ -43,11 +56,7 @@ class Archive:
                 raise InputError(f"{self.root}: {name} is there more than once ({listed}); give one folder")
             if paths:
                 return paths[0]
-        expected = f"{name} or {name}.zip, here or one folder down"
-        if entries:
-            raise InputError(f"{self.root}: no {expected}; {REMEDY}")
-        again = "on Kaggle a just attached source may be empty on the first run, so run again"
-        raise InputError(f"{self.root}: the folder is empty, looked for {expected}; {REMEDY}; {again}")
+        return None
 
 
 def _find_loose(folders: list[Path], name: str, exists: Callable[[Path], bool]) -> list[Path]:

@@ -30,13 +30,11 @@ ESTIMATE_BATCHES, ESTIMATE_SECONDS = 64, 30.0
 
 def read_names(input_root: Path, labelled: bool) -> list[str] | None:
     """The sample's names. Photos that are only labelled need no sample: None if there is none."""
-    try:
-        sample = Archive(input_root).read_file("sample_submission.csv")
-    except InputError:
-        if labelled:
-            return None
-        raise
-    return read_sample(sample)
+    archive, name = Archive(input_root), "sample_submission.csv"
+    if labelled and not archive.has_file(name):
+        say(f"{input_root}: no {name}; all test photos are labelled")
+        return None
+    return read_sample(archive.read_file(name))
 
 
 def match_sample(names: list[str], photos: Photos, whole: bool) -> list[str]:
