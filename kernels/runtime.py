@@ -63,6 +63,12 @@ class Session:
                 fault = f"{name} has compute capability {capability}, and PyTorch needs {OLDEST} or more"
                 self.fail(f"{fault}: push again, with --accelerator NvidiaTeslaT4")
 
+    def check_sources(self) -> None:
+        """Ends the kernel unless the output of each of the launcher's sources is mounted: all leave a status.json."""
+        mounted = {part for folder, _, files in self._mounted() if "status.json" in files for part in folder.parts}
+        if missing := sorted({*self.settings.get("sources", ())} - mounted):
+            self.fail(f"{self.input}: no status.json of {', '.join(missing)}; {AGAIN}")
+
     def find_data(self) -> Path:
         """The folder with the competition's files, wherever it is mounted. Ends the kernel if there is none."""
         samples, photos = {"sample_submission.csv", "sample_submission.csv.zip"}, {"test", "test.zip"}

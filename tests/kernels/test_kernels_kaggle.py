@@ -91,6 +91,11 @@ def mounts(demo, tmp_path_factory) -> dict[str, Path]:
     return {"competitions/carvana-image-masking-challenge": data, "alice/weights-test-efficientnet": weights}
 
 
+def without_sources(text: str) -> str:
+    """A kernel as it is built by hand: it does not know what is to be attached."""
+    return re.sub(r"'sources': \[.*?\]", "'sources': []", text)
+
+
 def push_train(root: Path, **changes) -> None:
     options = {"folds": "0", "overrides": SMALL, "tta": "none", "dirty": True, "poll": 0, "runs": root / "runs"}
     launch.push_train("demo", "alice", **options | changes)
@@ -267,7 +272,7 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
     message = r"demo, fold none, none, no CV, commit [0-9a-f]{7}"
     assert re.fullmatch(message, server.submissions[0]["description"])
     assert read_journal(tmp_path / "submissions" / "log.jsonl")[-1]["public"] == 0.9971
-    alone = Kaggle(tmp_path / "alone", mounts, server.pushed[trained]["text"])
+    alone = Kaggle(tmp_path / "alone", mounts, without_sources(server.pushed[trained]["text"]))
     assert (alone.run().returncode, "no soft.zip or labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
 
 
@@ -588,19 +593,33 @@ def test_a_gpu_that_pytorch_cannot_use_ends_the_kernel_at_its_start(tmp_path, mo
     [
         (7, False, "attach the competition; a source that was just attached can be empty on the first run"),
         (0, True, "no test_efficientnet.safetensors: attach the dataset"),
+        (4, True, "no status.json of carvana-train-demo-folds-0-"),
         (3, True, "no trained fold of demo"),
         (7, True, "no shard-1-of-....csv.gz: attach the submit kernels' outputs"),
     ],
 )
 def test_what_is_not_mounted_is_reported(season, mounts, tmp_path, number, mounted, message):
     data = {"carvana-image-masking-challenge": next(iter(mounts.values()))}  # the other place where Kaggle mounts it
-    kaggle = Kaggle(tmp_path, data if mounted else {}, season.requests[number]["text"])
+    text = season.requests[number]["text"]
+    kaggle = Kaggle(tmp_path, data if mounted else {}, text if number == 4 else without_sources(text))
     result = kaggle.run()
     assert (result.returncode, kaggle.status["finished"], message in result.stderr) == (1, False, True)
 
 
+def test_a_source_that_is_mounted_empty_ends_the_kernel(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    for place in ("input/one", "input/notebooks/alice/two"):  # both places where Kaggle mounts a kernel's output
+        write_json(tmp_path / place / "status.json", {})
+    (tmp_path / "input" / "notebooks" / "alice" / "three").mkdir()
+    for sources in (["one", "two"], ["one", "two", "three"]):
+        session = runtime.Session({"kernel": "submit", "sources": sources}, tmp_path / "code", "", "")
+        with contextlib.nullcontext() if len(sources) == 2 else pytest.raises(SystemExit):
+            session.check_sources()
+    assert capsys.readouterr().err.endswith("input: no status.json of three; " + runtime.AGAIN + "\n")
+
+
 def test_a_kernel_and_its_script_run_as_processes(season, mounts, tmp_path):
-    text = season.requests[3]["text"].replace("'threshold': None", "'threshold': 2")
+    text = without_sources(season.requests[3]["text"]).replace("'threshold': None", "'threshold': 2")
     kaggle = Kaggle(tmp_path, mounts | {"notebooks/alice/trained": season.machines[0].working}, text)
     assert kaggle.start() == 1
     assert kaggle.status["faults"] == ["make_submission.py ended with status 2; kernel.log says why"]
@@ -666,7 +685,8 @@ def test_two_processes_that_run_out_of_hours_are_continued_to_the_same_bytes(sea
     for line in ("fold 0 epoch 1/2", "fold 0: mean of 1 epochs"):
         assert whole.log.count(line) == 1  # one process talks
     assert not (fold / "epochs").exists()
-    text, trained = season.requests[3]["text"].replace("[1, 3]", "[1, 1]"), {"notebooks/a": whole.working}
+    text = without_sources(season.requests[3]["text"]).replace("[1, 3]", "[1, 1]")
+    trained = {"notebooks/a": whole.working}
     stopped = run_on_two(text, tmp_path / "stopped blocks", mounts | trained, slow=True)
     continued = Kaggle(tmp_path / "rest", mounts | trained | {"notebooks/b": stopped.working}, text)
     assert continued.run().returncode == 0  # with a single one
