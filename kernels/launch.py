@@ -125,14 +125,23 @@ def push_submit(
     logs: LogsOption = True, no_run: NoRunOption = False, accelerator: AcceleratorOption = ACCELERATOR,
     submissions: SubmissionsOption = SUBMISSIONS, fold: NetworksOption = None, labels: LabelsOption = None,
 ) -> None:  # fmt: skip
-    """Predicts the test set with the folds of `push train`; the checked CSV comes into submissions/."""
+    """Predicts the test set with the folds of `push train`; the checked CSV comes into submissions/.
+
+    Under a name that has no training, with those of the experiment.
+    """
     ledger, job = Ledger(LEDGER), job_name("submit", experiment, name)
     trained = ledger.last_rounds(job_name("train", experiment, name))
+    if name and not trained:
+        print(f"{name}: nothing was trained under this name; it predicts with the networks of {experiment}")
+        trained = ledger.last_rounds(job_name("train", experiment, None))
     if not trained or any(entry.state != "done" for entry in trained):
         raise InputError(f"{experiment}: not all of its folds are trained; give `push train` again until they are")
     if None in (fold, threshold) and all(entry.settings["folds"] == ["none"] for entry in trained):
         alone = "only a network of all cars was trained, and no fold to choose a threshold"
         raise InputError(f"{experiment}: {alone}; give --fold none --threshold 0.5")
+    networks = {str(number) for entry in trained for number in entry.settings["folds"]} | {"all"}
+    if fold and (missing := {part.strip() for part in fold.split(",")} - networks):
+        raise InputError(f"--fold {fold}: {trained[0].job} has no fold {min(missing)}; `push train --folds` trains it")
     for entry in ledger.of(job):
         if not entry.part.endswith(f" of {shards}"):
             raise InputError(f"{entry.name}: was begun so; give --shards {entry.part.rpartition(' ')[2]}")
@@ -217,10 +226,12 @@ def submit(
 ) -> None:  # fmt: skip
     """Uploads the CSV with experiment, CV and commit, waits for its scores, records them in submissions/log.jsonl."""
     ledger, client, file = Ledger(LEDGER), Client(), submissions / f"{name or experiment}.csv.gz"
-    journal, runs = submissions / "log.jsonl", runs / (name or "")
+    journal, job = submissions / "log.jsonl", job_name("submit", experiment, name)
     if not file.is_file():
         raise InputError(f"{file}: does not exist; `launch.py push submit` makes it")
-    message = leaderboard.submission_message(ledger, job_name("submit", experiment, name), experiment, runs)
+    if name and job_name("train", experiment, name) in {entry.job for entry in ledger.training_of(job)}:
+        runs /= name  # the networks are else those of the experiment
+    message = leaderboard.submission_message(ledger, job, experiment, runs)
     digest, states = digest_of(file), ledger.content["submissions"]
     if states.get(digest) == "scored" and not again:
         raise InputError(f"{file}: was submitted before; --again submits it once more")
@@ -283,7 +294,7 @@ def teaching_sessions(ledger: Ledger, name: str, folds: list[int | str]) -> list
     if not last or last[0].state != "done" or not shards[0].settings["labels"]:
         raise InputError(f"--labels-of {name}: no `push submit --labels` under this name has ended; give it first")
     soft = shards[0].settings["labels"] == "soft" and folds == ["none"]
-    trained = ledger.last_rounds(job_name("train", name, None)) if soft else []
+    trained = ledger.training_of(shards[0].job) if soft else []
     return [last[0].kernel, *(entry.kernel for entry in trained if entry.settings["folds"] != ["none"])]
 
 

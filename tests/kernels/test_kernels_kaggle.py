@@ -240,23 +240,24 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
         ledger.entries = ledger.of("train demo")
         ledger.save()
         shared = {"dirty": True, "poll": 0, "tta": "none", "submissions": tmp_path / "submissions"}
-        student = {"name": "student", "folds": "none", "together": True, "labels_of": "demo"} | cars
+        student = {"name": "student", "folds": "none", "together": True, "labels_of": "labels"} | cars
         student["overrides"] = [*SMALL, "train.epochs=1"]
-        with pytest.raises(InputError, match="--labels-of demo: no `push submit --labels` under this name has ended"):
+        with pytest.raises(InputError, match="--labels-of labels: no `push submit --labels` under this name has ended"):
             push_train(tmp_path, **student)
-        launch.push_submit("demo", "alice", shards=2, labels="soft", **shared)
+        launch.push_submit("demo", "alice", shards=2, name="labels", labels="soft", **shared)  # by the folds of `demo`
         push_train(tmp_path, **student)
         with pytest.raises(InputError, match="and no fold to choose a threshold; give --fold none --thr"):
             launch.push_submit("demo", "alice", name="student", **shared)
         launch.push_submit("demo", "alice", name="student", fold="none", threshold=0.5, **shared)
-        launch.submit("demo", name="student", runs=tmp_path / "runs", submissions=tmp_path / "submissions")
+        for name, runs in (("labels", season.root / "runs"), ("student", tmp_path / "runs")):
+            launch.submit("demo", name=name, runs=runs, submissions=tmp_path / "submissions", again=True)
     assert [kaggle.status["kernel"] for kaggle in machines] == ["submit", "submit", "merge", "train", "submit"]
     assert [kaggle.status["faults"] for kaggle in machines] == [[]] * 5
     folds = [entry.kernel for entry in ledger.last_rounds("train demo")]
     merged, trained = [*server.pushed][2:4]
     sources = [request.get("kernelDataSources", []) for request in server.pushed.values()]
     assert sources[3:] == [[f"alice/{merged}", *folds], [f"alice/{trained}"]]
-    whole = (season.root / "submissions" / "demo.csv.gz", tmp_path / "submissions" / "demo.csv.gz")
+    whole = (season.root / "submissions" / "demo.csv.gz", tmp_path / "submissions" / "labels.csv.gz")
     assert list(read_submission(whole[0])) == list(read_submission(whole[1]))  # with labels as without
     labelled = [Path(name).stem for name, _ in read_soft(machines[2].working / "soft.zip")]
     assert labelled == [Path(img).stem for img, _ in read_submission(whole[1])]
@@ -269,8 +270,8 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
     assert {*map(car_of, labelled)} < {*read_facts(folder / "best.safetensors")["seen_cars"]}
     submission = manifest_path(tmp_path / "submissions" / "student.csv.gz")
     assert [*read_manifest(submission).checkpoints["demo"]] == ["none"]
-    message = r"demo, fold none, none, no CV, commit [0-9a-f]{7}"
-    assert re.fullmatch(message, server.submissions[0]["description"])
+    messages = r"demo, fold none, none, no CV, commit [0-9a-f]{7}", r"demo, folds 0 1, none, CV 0\.\d{5} of 32 .*"
+    assert all(map(re.fullmatch, messages, (row["description"] for row in server.submissions)))
     assert read_journal(tmp_path / "submissions" / "log.jsonl")[-1]["public"] == 0.9971
     alone = Kaggle(tmp_path / "alone", mounts, without_sources(server.pushed[trained]["text"]))
     assert (alone.run().returncode, "no soft.zip or labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
@@ -370,6 +371,8 @@ def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, mo
     launch.push_submit("demo", "alice", shards=2)
     with pytest.raises(InputError, match="submit demo, shard 1 of 2: was begun so; give --shards 2"):
         launch.push_submit("demo", "alice", shards=4)
+    with pytest.raises(InputError, match="--fold 4,none: train demo has no fold 4; `push train --folds` trains it"):
+        launch.push_submit("demo", "alice", name="another", fold="4,none")
     planned = [entry.part for entry in Ledger(tmp_path / "launch.json").of("submit demo")]
     assert planned == ["shard 1 of 2", "shard 2 of 2"]
 
