@@ -222,6 +222,16 @@ def test_a_student_does_not_continue_its_teachers_network_of_all_cars(tmp_path, 
     assert session.find_folds(["demo"], teachers) == {("demo", "none"): student / "none"}
 
 
+def test_of_states_with_as_many_epochs_the_finished_one_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    folds = {name: tmp_path / "input" / name / "runs" / "demo" / "fold0" for name in "abc"}
+    for name, fold in folds.items():
+        write_json(fold / "end.json", {"finished": name == "b"})
+        (fold / "log.jsonl").write_text("{}\n")
+    session = runtime.Session({"kernel": "train"}, tmp_path / "code", "", "")
+    assert session.find_folds(["demo"]) == {("demo", "fold0"): folds["b"]}
+
+
 def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season, demo, mounts, tmp_path):
     """Shards 1 and 2, with soft masks; both joined; the student, which sees those of the folds too; its submission."""
     machines, cars = [], {"cars": season.root / "cars.txt", "folds_file": demo / "folds.csv"}
@@ -691,7 +701,11 @@ def test_two_processes_that_run_out_of_hours_are_continued_to_the_same_bytes(sea
     text = without_sources(season.requests[3]["text"]).replace("[1, 3]", "[1, 1]")
     trained = {"notebooks/a": whole.working}
     stopped = run_on_two(text, tmp_path / "stopped blocks", mounts | trained, slow=True)
-    continued = Kaggle(tmp_path / "rest", mounts | trained | {"notebooks/b": stopped.working}, text)
+    older = tmp_path / "older" / "submission.csv.gz.parts"  # of a round that had no time for a block
+    older.mkdir(parents=True)
+    shutil.copy(stopped.working / older.name / "manifest.json", older)
+    earlier = {"notebooks/b": stopped.working, "notebooks/c": older.parent}
+    continued = Kaggle(tmp_path / "rest", mounts | trained | earlier, text)
     assert continued.run().returncode == 0  # with a single one
     assert (stopped.status["finished"], stopped.status["faults"], continued.status["finished"]) == (False, [], True)
     assert re.search(r"[1-3] of 4 blocks are there already", continued.log)
