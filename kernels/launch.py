@@ -104,10 +104,13 @@ def push_train(
     ledger, job = Ledger(LEDGER), job_name("train", experiment, name)
     parts = [entry.settings["folds"] for entry in ledger.last_rounds(job)]
     free = [fold for fold in parse_folds(folds) if not any(fold in part for part in parts)]
+    entries = []
     for pair in [*parts, *pairs(free)]:  # what was planned is compared with the settings that are given now
         settings = train_settings(experiment, pair, list(overrides), tta, hours, together, budget, labels_of or False)
-        sources = teaching_sessions(ledger, labels_of, pair) if labels_of else []
-        ledger.plan(Entry(job, "folds " + " ".join(map(str, pair)), settings, sources))
+        sources = teaching_sessions(ledger, labels_of, pair) if labels_of and pair not in parts else []
+        entries.append(Entry(job, "folds " + " ".join(map(str, pair)), settings, sources))
+    for entry in entries:
+        ledger.plan(entry)
     encoder = encoder_of(experiment, list(overrides))
     datasets = (f"{owner}/weights-{slugify(encoder)}",) if encoder and not internet else ()
     options = {"internet": internet, "datasets": datasets, "cars": cars, "folds_file": folds_file}
@@ -287,15 +290,21 @@ def teaching_sessions(ledger: Ledger, name: str, folds: list[int | str]) -> list
     """Kernels whose output is learnt from: that with the labels of a `push submit --labels`.
 
     If these are soft, a network of all cars also learns from what trained the folds: it has out-of-fold soft masks.
-    Raises InputError if the labels are not made yet.
+    Raises InputError if the labels are not made yet, or if their networks have seen cars that a fold is validated on.
     """
     shards = ledger.last_rounds(job_name("submit", name, None))
     last = shards if len(shards) == 1 else ledger.last_rounds(job_name("merge", name, None))
     if not last or last[0].state != "done" or not shards[0].settings["labels"]:
         raise InputError(f"--labels-of {name}: no `push submit --labels` under this name has ended; give it first")
+    trained = [entry for entry in ledger.training_of(shards[0].job) if entry.settings["folds"] != ["none"]]
+    numbers = [str(fold) for entry in trained for fold in entry.settings["folds"] if fold != "none"]
+    networks = [shards[0].settings["fold"]] if shards[0].settings["fold"] else numbers
+    allowed = {"none", *networks} if len(networks) == 1 and networks[0].isdecimal() else {"none"}
+    if leaking := {*map(str, folds)} - allowed:
+        seen = f"its networks have seen the cars that fold {min(leaking)} is validated on"
+        raise InputError(f"--labels-of {name}: {seen}; give --folds {' or '.join(sorted(allowed, reverse=True))}")
     soft = shards[0].settings["labels"] == "soft" and folds == ["none"]
-    trained = ledger.training_of(shards[0].job) if soft else []
-    return [last[0].kernel, *(entry.kernel for entry in trained if entry.settings["folds"] != ["none"])]
+    return [last[0].kernel, *(entry.kernel for entry in trained if soft)]
 
 
 def job_name(kind: str, experiment: str, name: str | None) -> str:

@@ -255,6 +255,8 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
         with pytest.raises(InputError, match="--labels-of labels: no `push submit --labels` under this name has ended"):
             push_train(tmp_path, **student)
         launch.push_submit("demo", "alice", shards=2, name="labels", labels="soft", **shared)  # by the folds of `demo`
+        with pytest.raises(InputError, match=r"the cars that fold 0 is validated on; give --folds none$"):
+            push_train(tmp_path, **student | {"folds": "none,0"})
         push_train(tmp_path, **student)
         with pytest.raises(InputError, match="and no fold to choose a threshold; give --fold none --thr"):
             launch.push_submit("demo", "alice", name="student", **shared)
@@ -285,6 +287,18 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
     assert read_journal(tmp_path / "submissions" / "log.jsonl")[-1]["public"] == 0.9971
     alone = Kaggle(tmp_path / "alone", mounts, without_sources(server.pushed[trained]["text"]))
     assert (alone.run().returncode, "no soft.zip or labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
+
+
+@pytest.mark.parametrize("fold", ["1", None])
+def test_labels_of_one_fold_are_for_that_fold_and_for_all_cars(tmp_path, fold):
+    ledger = Ledger(tmp_path / "launch.json")
+    ledger.entries = [
+        Entry("train demo", "folds 1", {"folds": [1]}, [], "done", "alice/a"),
+        Entry("submit demo", "shard 1 of 1", {"labels": "hard", "fold": fold}, ["alice/a"], "done", "alice/b"),
+    ]
+    assert launch.teaching_sessions(ledger, "demo", [1, "none"]) == ["alice/b"]
+    with pytest.raises(InputError, match=r"the cars that fold 0 is validated on; give --folds none or 1$"):
+        launch.teaching_sessions(ledger, "demo", [0, 1])
 
 
 def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monkeypatch):
