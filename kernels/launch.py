@@ -117,6 +117,7 @@ def push_train(
     options["accelerator"] = accelerator
     if drive(ledger, job, Driver(owner, "train", options, dirty, poll, retry, logs, not no_run)):
         outputs.collect_runs(ledger, job, experiment, runs / (name or ""))
+        print(f"now `launch.py push submit {options_of(experiment, name)}`")
 
 
 @push.command("submit")
@@ -133,18 +134,18 @@ def push_submit(
     Under a name that has no training, with those of the experiment.
     """
     ledger, job = Ledger(LEDGER), job_name("submit", experiment, name)
-    trained = ledger.last_rounds(job_name("train", experiment, name))
+    trained, training = ledger.last_rounds(job_name("train", experiment, name)), options_of(experiment, name)
     if name and not trained:
         print(f"{name}: nothing was trained under this name; it predicts with the networks of {experiment}")
-        trained = ledger.last_rounds(job_name("train", experiment, None))
+        trained, training = ledger.last_rounds(job_name("train", experiment, None)), options_of(experiment, None)
     if not trained or any(entry.state != "done" for entry in trained):
-        raise InputError(f"{experiment}: not all of its folds are trained; give `push train` again until they are")
+        raise InputError(f"{experiment}: not all of its folds are trained; give `push train {training}` until they are")
     if None in (fold, threshold) and all(entry.settings["folds"] == ["none"] for entry in trained):
         alone = "only a network of all cars was trained, and no fold to choose a threshold"
         raise InputError(f"{experiment}: {alone}; give --fold none --threshold 0.5")
     networks = {str(number) for entry in trained for number in entry.settings["folds"]} | {"all"}
     if fold and (missing := {part.strip() for part in fold.split(",")} - networks):
-        raise InputError(f"--fold {fold}: {trained[0].job} has no fold {min(missing)}; `push train --folds` trains it")
+        raise InputError(f"--fold {fold}: fold {min(missing)} is not trained; `push train {training} --folds` does it")
     for entry in ledger.of(job):
         if not entry.part.endswith(f" of {shards}"):
             raise InputError(f"{entry.name}: was begun so; give --shards {entry.part.rpartition(' ')[2]}")
@@ -162,7 +163,7 @@ def push_submit(
         drive(ledger, job, replace(driver, kind="merge", options={"cars": cars, "gpu": False}))
     target = submissions / f"{name or experiment}.csv.gz"
     outputs.collect_submission(output_of(ledger.last_rounds(job)[0]), target)
-    print(f"{target}: whole and checked; now `launch.py submit --experiment {experiment}`")
+    print(f"{target}: whole and checked; now `launch.py submit {options_of(experiment, name)}`")
 
 
 @push.command("selftest")
@@ -231,7 +232,7 @@ def submit(
     ledger, client, file = Ledger(LEDGER), Client(), submissions / f"{name or experiment}.csv.gz"
     journal, job = submissions / "log.jsonl", job_name("submit", experiment, name)
     if not file.is_file():
-        raise InputError(f"{file}: does not exist; `launch.py push submit` makes it")
+        raise InputError(f"{file}: does not exist; `launch.py push submit {options_of(experiment, name)}` makes it")
     if name and job_name("train", experiment, name) in {entry.job for entry in ledger.training_of(job)}:
         runs /= name  # the networks are else those of the experiment
     message = leaderboard.submission_message(ledger, job, experiment, runs)
@@ -240,7 +241,8 @@ def submit(
         raise InputError(f"{file}: was submitted before; --again submits it once more")
     if states.get(digest) != "submitted" or again:
         leaderboard.upload(file, message, digest, ledger, client)
-        leaderboard.record_submission(file, f"launch.py push submit --experiment {experiment}", runs, journal)
+        command = f"launch.py push submit {options_of(experiment, name)}"
+        leaderboard.record_submission(file, command, runs, journal)
         states[digest] = "submitted"
         ledger.save()
         print(f"submitted: {message}; waiting for its scores: if interrupted, give the command again", flush=True)
@@ -305,6 +307,11 @@ def teaching_sessions(ledger: Ledger, name: str, folds: list[int | str]) -> list
         raise InputError(f"--labels-of {name}: {seen}; give --folds {' or '.join(sorted(allowed, reverse=True))}")
     soft = shards[0].settings["labels"] == "soft" and folds == ["none"]
     return [last[0].kernel, *(entry.kernel for entry in trained if soft)]
+
+
+def options_of(experiment: str, name: str | None) -> str:
+    """Those by which another command finds the same job."""
+    return f"--experiment {experiment}" + (f" --name {name}" if name else "")
 
 
 def job_name(kind: str, experiment: str, name: str | None) -> str:

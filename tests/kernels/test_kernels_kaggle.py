@@ -232,7 +232,7 @@ def test_of_states_with_as_many_epochs_the_finished_one_is_taken(tmp_path, monke
     assert session.find_folds(["demo"]) == {("demo", "fold0"): folds["b"]}
 
 
-def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season, demo, mounts, tmp_path):
+def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season, demo, mounts, tmp_path, capsys):
     """Shards 1 and 2, with soft masks; both joined; the student, which sees those of the folds too; its submission."""
     machines, cars = [], {"cars": season.root / "cars.txt", "folds_file": demo / "folds.csv"}
 
@@ -284,7 +284,9 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
     assert [*read_manifest(submission).checkpoints["demo"]] == ["none"]
     messages = r"demo, fold none, none, no CV, commit [0-9a-f]{7}", r"demo, folds 0 1, none, CV 0\.\d{5} of 32 .*"
     assert all(map(re.fullmatch, messages, (row["description"] for row in server.submissions)))
-    assert read_journal(tmp_path / "submissions" / "log.jsonl")[-1]["public"] == 0.9971
+    record, step = read_journal(tmp_path / "submissions" / "log.jsonl")[-1], "submit --experiment demo --name student"
+    assert (record["public"], record["command"]) == (0.9971, f"launch.py push {step}")
+    assert f"student.csv.gz: whole and checked; now `launch.py {step}`" in capsys.readouterr().out
     alone = Kaggle(tmp_path / "alone", mounts, without_sources(server.pushed[trained]["text"]))
     assert (alone.run().returncode, "no soft.zip or labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
 
@@ -389,20 +391,25 @@ def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, mo
     assert [entry.part for entry in ledger.entries] == ["folds 0", "folds 1 2", "folds 3", "folds none"]
     with pytest.raises(InputError, match="folds 0: was begun with other settings"):
         push_train(tmp_path, tta="hflip")
+    with pytest.raises(InputError, match="demo: not all of its folds are trained; give `push train --experiment demo`"):
+        launch.push_submit("demo", "alice", name="another")
     for entry in ledger.entries:
         entry.state = "done"
     ledger.save()
     launch.push_submit("demo", "alice", shards=2)
     with pytest.raises(InputError, match="submit demo, shard 1 of 2: was begun so; give --shards 2"):
         launch.push_submit("demo", "alice", shards=4)
-    with pytest.raises(InputError, match="--fold 4,none: train demo has no fold 4; `push train --folds` trains it"):
+    with pytest.raises(InputError, match="fold 4 is not trained; `push train --experiment demo --folds` does it"):
         launch.push_submit("demo", "alice", name="another", fold="4,none")
     planned = [entry.part for entry in Ledger(tmp_path / "launch.json").of("submit demo")]
     assert planned == ["shard 1 of 2", "shard 2 of 2"]
 
 
-def test_another_name_has_its_own_runs(server, tmp_path):
+def test_another_name_has_its_own_runs(server, tmp_path, capsys):
     push_train(tmp_path, name="second")
+    assert capsys.readouterr().out.endswith("now `launch.py push submit --experiment demo --name second`\n")
+    with pytest.raises(InputError, match=r"`launch.py push submit --experiment demo --name second` makes it"):
+        launch.submit("demo", name="second", submissions=tmp_path)
     assert (tmp_path / "runs" / "second" / "demo" / "fold0" / "best.safetensors").is_file()
     assert json.loads((tmp_path / "runs" / "second" / "demo" / "oof.json").read_text())["experiment"] == "demo"
     assert not (tmp_path / "runs" / "demo").exists()
