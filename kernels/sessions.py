@@ -45,8 +45,7 @@ class Driver:
         return kernel.id, build(kernel, BUILD, self.dirty)
 
     def push(self, entry: Entry, folder: Path) -> None:
-        accelerator = self.options.get("accelerator", "")
-        self.client.push(folder, entry.kernel, accelerator, self.run, entry.failed_kernels)
+        self.client.push(folder, entry.kernel, self.options.get("accelerator", ""), self.run)
 
     def check_quota(self, refusal: str = "") -> None:
         """Says what is left of the week's GPU hours. Raises InputError if nothing is, or after Kaggle's refusal."""

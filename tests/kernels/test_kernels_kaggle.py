@@ -415,13 +415,17 @@ def test_another_name_has_its_own_runs(server, tmp_path, capsys):
     assert not (tmp_path / "runs" / "demo").exists()
 
 
-def test_a_failed_session_is_pushed_again_even_if_kaggle_does_not_attach_what_it_left(server, tmp_path, capsys):
-    server.endings = [None]
+def test_a_session_that_runs_without_all_sources_is_followed(server, tmp_path, capsys):
+    server.endings, server.invalid = [None], {"invalidDatasetSources": ["alice/weights-test-efficientnet"]}
     with pytest.raises(InputError, match="ended with ERROR"):
         push_train(tmp_path)
-    server.invalid_sources = [f"alice/{slug}" for slug in server.pushed]
+    warning = r": The following are not valid %s .*: \['alice/%s'\]%s\n"
+    line = warning % ("dataset", "weights-test-efficientnet", "; `launch.py weights` makes it")
+    assert re.search(line, capsys.readouterr().out)
+    (failed,) = server.pushed
+    server.invalid = {"invalidKernelSources": [f"alice/{failed}"]}
     push_train(tmp_path, retry=True)
-    assert f"Kaggle attaches no output of the failed {server.invalid_sources[0]}" in capsys.readouterr().out
+    assert re.search(warning % ("kernel", failed, ""), capsys.readouterr().out)
 
 
 def test_an_evening_without_network_is_one_line_at_its_begin_and_one_at_its_end(server, tmp_path, capsys):
