@@ -104,16 +104,20 @@ def push_train(
     ledger, job = Ledger(LEDGER), job_name("train", experiment, name)
     parts = [entry.settings["folds"] for entry in ledger.last_rounds(job)]
     free = [fold for fold in parse_folds(folds) if not any(fold in part for part in parts)]
+    entries = []
     for pair in [*parts, *pairs(free)]:  # what was planned is compared with the settings that are given now
         settings = train_settings(experiment, pair, list(overrides), tta, hours, together, budget, labels_of or False)
-        sources = teaching_sessions(ledger, labels_of, pair) if labels_of else []
-        ledger.plan(Entry(job, "folds " + " ".join(map(str, pair)), settings, sources))
+        sources = teaching_sessions(ledger, labels_of, pair) if labels_of and pair not in parts else []
+        entries.append(Entry(job, "folds " + " ".join(map(str, pair)), settings, sources))
+    for entry in entries:
+        ledger.plan(entry)
     encoder = encoder_of(experiment, list(overrides))
     datasets = (f"{owner}/weights-{slugify(encoder)}",) if encoder and not internet else ()
     options = {"internet": internet, "datasets": datasets, "cars": cars, "folds_file": folds_file}
     options["accelerator"] = accelerator
     if drive(ledger, job, Driver(owner, "train", options, dirty, poll, retry, logs, not no_run)):
         outputs.collect_runs(ledger, job, experiment, runs / (name or ""))
+        print(f"now `launch.py push submit {options_of(experiment, name)}`")
 
 
 @push.command("submit")
@@ -125,14 +129,23 @@ def push_submit(
     logs: LogsOption = True, no_run: NoRunOption = False, accelerator: AcceleratorOption = ACCELERATOR,
     submissions: SubmissionsOption = SUBMISSIONS, fold: NetworksOption = None, labels: LabelsOption = None,
 ) -> None:  # fmt: skip
-    """Predicts the test set with the folds of `push train`; the checked CSV comes into submissions/."""
+    """Predicts the test set with the folds of `push train`; the checked CSV comes into submissions/.
+
+    Under a name that has no training, with those of the experiment.
+    """
     ledger, job = Ledger(LEDGER), job_name("submit", experiment, name)
-    trained = ledger.last_rounds(job_name("train", experiment, name))
+    trained, training = ledger.last_rounds(job_name("train", experiment, name)), options_of(experiment, name)
+    if name and not trained:
+        print(f"{name}: nothing was trained under this name; it predicts with the networks of {experiment}")
+        trained, training = ledger.last_rounds(job_name("train", experiment, None)), options_of(experiment, None)
     if not trained or any(entry.state != "done" for entry in trained):
-        raise InputError(f"{experiment}: not all of its folds are trained; give `push train` again until they are")
+        raise InputError(f"{experiment}: not all of its folds are trained; give `push train {training}` until they are")
     if None in (fold, threshold) and all(entry.settings["folds"] == ["none"] for entry in trained):
         alone = "only a network of all cars was trained, and no fold to choose a threshold"
         raise InputError(f"{experiment}: {alone}; give --fold none --threshold 0.5")
+    networks = {str(number) for entry in trained for number in entry.settings["folds"]} | {"all"}
+    if fold and (missing := {part.strip() for part in fold.split(",")} - networks):
+        raise InputError(f"--fold {fold}: fold {min(missing)} is not trained; `push train {training} --folds` does it")
     for entry in ledger.of(job):
         if not entry.part.endswith(f" of {shards}"):
             raise InputError(f"{entry.name}: was begun so; give --shards {entry.part.rpartition(' ')[2]}")
@@ -150,7 +163,7 @@ def push_submit(
         drive(ledger, job, replace(driver, kind="merge", options={"cars": cars, "gpu": False}))
     target = submissions / f"{name or experiment}.csv.gz"
     outputs.collect_submission(output_of(ledger.last_rounds(job)[0]), target)
-    print(f"{target}: whole and checked; now `launch.py submit --experiment {experiment}`")
+    print(f"{target}: whole and checked; now `launch.py submit {options_of(experiment, name)}`")
 
 
 @push.command("selftest")
@@ -217,16 +230,19 @@ def submit(
 ) -> None:  # fmt: skip
     """Uploads the CSV with experiment, CV and commit, waits for its scores, records them in submissions/log.jsonl."""
     ledger, client, file = Ledger(LEDGER), Client(), submissions / f"{name or experiment}.csv.gz"
-    journal, runs = submissions / "log.jsonl", runs / (name or "")
+    journal, job = submissions / "log.jsonl", job_name("submit", experiment, name)
     if not file.is_file():
-        raise InputError(f"{file}: does not exist; `launch.py push submit` makes it")
-    message = leaderboard.submission_message(ledger, job_name("submit", experiment, name), experiment, runs)
+        raise InputError(f"{file}: does not exist; `launch.py push submit {options_of(experiment, name)}` makes it")
+    if name and job_name("train", experiment, name) in {entry.job for entry in ledger.training_of(job)}:
+        runs /= name  # the networks are else those of the experiment
+    message = leaderboard.submission_message(ledger, job, experiment, runs)
     digest, states = digest_of(file), ledger.content["submissions"]
     if states.get(digest) == "scored" and not again:
         raise InputError(f"{file}: was submitted before; --again submits it once more")
     if states.get(digest) != "submitted" or again:
         leaderboard.upload(file, message, digest, ledger, client)
-        leaderboard.record_submission(file, f"launch.py push submit --experiment {experiment}", runs, journal)
+        command = f"launch.py push submit {options_of(experiment, name)}"
+        leaderboard.record_submission(file, command, runs, journal)
         states[digest] = "submitted"
         ledger.save()
         print(f"submitted: {message}; waiting for its scores: if interrupted, give the command again", flush=True)
@@ -276,15 +292,26 @@ def teaching_sessions(ledger: Ledger, name: str, folds: list[int | str]) -> list
     """Kernels whose output is learnt from: that with the labels of a `push submit --labels`.
 
     If these are soft, a network of all cars also learns from what trained the folds: it has out-of-fold soft masks.
-    Raises InputError if the labels are not made yet.
+    Raises InputError if the labels are not made yet, or if their networks have seen cars that a fold is validated on.
     """
     shards = ledger.last_rounds(job_name("submit", name, None))
     last = shards if len(shards) == 1 else ledger.last_rounds(job_name("merge", name, None))
     if not last or last[0].state != "done" or not shards[0].settings["labels"]:
         raise InputError(f"--labels-of {name}: no `push submit --labels` under this name has ended; give it first")
+    trained = [entry for entry in ledger.training_of(shards[0].job) if entry.settings["folds"] != ["none"]]
+    numbers = [str(fold) for entry in trained for fold in entry.settings["folds"] if fold != "none"]
+    networks = [shards[0].settings["fold"]] if shards[0].settings["fold"] else numbers
+    allowed = {"none", *networks} if len(networks) == 1 and networks[0].isdecimal() else {"none"}
+    if leaking := {*map(str, folds)} - allowed:
+        seen = f"its networks have seen the cars that fold {min(leaking)} is validated on"
+        raise InputError(f"--labels-of {name}: {seen}; give --folds {' or '.join(sorted(allowed, reverse=True))}")
     soft = shards[0].settings["labels"] == "soft" and folds == ["none"]
-    trained = ledger.last_rounds(job_name("train", name, None)) if soft else []
-    return [last[0].kernel, *(entry.kernel for entry in trained if entry.settings["folds"] != ["none"])]
+    return [last[0].kernel, *(entry.kernel for entry in trained if soft)]
+
+
+def options_of(experiment: str, name: str | None) -> str:
+    """Those by which another command finds the same job."""
+    return f"--experiment {experiment}" + (f" --name {name}" if name else "")
 
 
 def job_name(kind: str, experiment: str, name: str | None) -> str:

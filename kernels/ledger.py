@@ -58,6 +58,11 @@ class Ledger:
         """For each part of a job the session that was planned last."""
         return list({entry.part: entry for entry in self.of(job)}.values())
 
+    def training_of(self, job: str) -> list[Entry]:
+        """The sessions that trained what a job predicts with."""
+        sources = {source for entry in self.of(job) for source in entry.sources}
+        return [entry for entry in self.entries if entry.kernel in sources and entry.job.startswith("train ")]
+
     def plan(self, entry: Entry) -> None:
         """Adds a session unless its job has that part already. Raises InputError if it has it with other settings."""
         earlier = next((known for known in self.of(entry.job) if known.part == entry.part), None)

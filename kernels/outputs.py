@@ -73,7 +73,7 @@ def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
         join = ["submission.py", "merge-oof", *evaluated, "--output", target]
         print(script_output(f"{target}: not joined", *join), end="")
     all_cars = " and the network of all cars" if (target / "none").exists() else ""
-    print(f"{target}: {len(list(target.glob('fold*')))} folds{all_cars}; now `launch.py push submit`")
+    print(f"{target}: {len(list(target.glob('fold*')))} folds{all_cars}")
 
 
 def collect_submission(output: Path, target: Path) -> None:

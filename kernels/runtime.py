@@ -63,6 +63,12 @@ class Session:
                 fault = f"{name} has compute capability {capability}, and PyTorch needs {OLDEST} or more"
                 self.fail(f"{fault}: push again, with --accelerator NvidiaTeslaT4")
 
+    def check_sources(self) -> None:
+        """Ends the kernel unless the output of each of the launcher's sources is mounted: all leave a status.json."""
+        mounted = {part for folder, _, files in self._mounted() if "status.json" in files for part in folder.parts}
+        if missing := sorted({*self.settings.get("sources", ())} - mounted):
+            self.fail(f"{self.input}: no status.json of {', '.join(missing)}; {AGAIN}")
+
     def find_data(self) -> Path:
         """The folder with the competition's files, wherever it is mounted. Ends the kernel if there is none."""
         samples, photos = {"sample_submission.csv", "sample_submission.csv.zip"}, {"test", "test.zip"}
@@ -100,7 +106,7 @@ class Session:
         for folder, folders, _ in self._mounted():
             for fold in folders if folder.name in names and folder not in but else []:
                 key, path = (folder.name, fold), folder / fold
-                if re.match("fold|none$", fold) and (key not in furthest or epochs(path) > epochs(furthest[key])):
+                if re.match("fold|none$", fold) and (key not in furthest or progress(path) > progress(furthest[key])):
                     furthest[key] = path
         return furthest
 
@@ -108,11 +114,15 @@ class Session:
         """Folders with out-of-fold results of an experiment."""
         return [folder for folder, _, files in self._mounted() if folder.name == experiment and "oof.json" in files]
 
+    def find_blocks(self, output: Path) -> list[Path]:
+        """Folders with blocks of an output, one of each mounted session that predicted some."""
+        return [folder for folder, _, _ in self._mounted() if folder.name == f"{output.name}.parts"]
+
     def find_all(self, pattern: str) -> list[Path]:
-        """Mounted files and folders of a name; of several with the same name the last by path."""
+        """Mounted files of a name; of several with the same name the last by path."""
         paths = {}
-        for folder, folders, files in self._mounted():
-            paths |= {name: folder / name for name in (*folders, *files) if Path(name).match(pattern)}
+        for folder, _, files in self._mounted():
+            paths |= {name: folder / name for name in files if Path(name).match(pattern)}
         return sorted(paths.values())
 
     def run_script(
@@ -191,10 +201,11 @@ class Session:
             folders[:] = [] if deep else sorted(set(folders) - photos)
 
 
-def epochs(fold: Path) -> int:
-    """How many epochs of a fold were trained."""
-    log = fold / "log.jsonl"
-    return len(log.read_text().splitlines()) if log.exists() else 0
+def progress(fold: Path) -> tuple[int, bool]:
+    """How many epochs of a fold were trained, and whether it is finished: their mean is made after the last one."""
+    log, end = fold / "log.jsonl", fold / "end.json"
+    epochs = len(log.read_text().splitlines()) if log.exists() else 0
+    return epochs, end.exists() and json.loads(end.read_text())["finished"]
 
 
 def digest_of(path: Path) -> str:

@@ -39,14 +39,13 @@ class Driver:
         content = json.dumps([entry.settings, sources, entry.part, entry.round, time.time_ns()], sort_keys=True)
         tail = hashlib.sha256(content.encode()).hexdigest()[:6]
         title = f"carvana {slugify(entry.job).replace('-', ' ')[:24].strip()} {slugify(entry.part).replace('-', ' ')}"
-        kernel = Kernel(
-            self.kind, f"{title[:42].strip()} {tail}", self.owner, entry.settings, sources=sources, **self.options
-        )
+        title = f"{title[:42].strip()} {tail}"
+        settings = entry.settings | {"sources": [source.rpartition("/")[2] for source in entry.sources]}
+        kernel = Kernel(self.kind, title, self.owner, settings, sources=sources, **self.options)
         return kernel.id, build(kernel, BUILD, self.dirty)
 
     def push(self, entry: Entry, folder: Path) -> None:
-        accelerator = self.options.get("accelerator", "")
-        self.client.push(folder, entry.kernel, accelerator, self.run, entry.failed_kernels)
+        self.client.push(folder, entry.kernel, self.options.get("accelerator", ""), self.run)
 
     def check_quota(self, refusal: str = "") -> None:
         """Says what is left of the week's GPU hours. Raises InputError if nothing is, or after Kaggle's refusal."""

@@ -23,3 +23,4 @@ from runtime import STOPPED, Session, copy_folder
 
 session = Session(SETTINGS, code, COMMIT, DIGEST)
 session.check_gpus()
+session.check_sources()

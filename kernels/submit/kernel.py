@@ -22,11 +22,11 @@ for name in experiments if SETTINGS["threshold"] is None else []:
     if session.run_script("submission.py", "merge-oof", *session.find_oof(name), "--output", runs / name) != 0:
         session.fail(f"{name}: its out-of-fold tables cannot be joined; kernel.log says why")
 
-# %% Prediction, continuing with the blocks of an earlier session
+# %% Prediction, continuing with the blocks of earlier sessions
 number, count = SETTINGS["shard"]
 part = "" if count == 1 else f"-{number}-of-{count}"
 output = session.working / (f"shard{part}.csv.gz" if part else "submission.csv.gz")
-for blocks in session.find_all(f"{output.name}.parts"):
+for blocks in session.find_blocks(output):
     copy_folder(blocks, session.working / blocks.name)
 predict = [*experiments, *options, *choice, "--shard", f"{number}/{count}", "--output", output]
 if SETTINGS["labels"] == "hard":

@@ -26,7 +26,7 @@ class KaggleStub:
         self.execute, self.root = execute, root  # execute(request, folder of its output): whether it ended well
         self.pushed, self.statuses, self.faults = {}, {}, {}
         self.calls, self.uploads, self.submissions, self.datasets = [], [], [], []
-        self.now, self.hours_left, self.submissions_left, self.invalid_sources = 0, 12.5, 3, []
+        self.now, self.hours_left, self.submissions_left, self.invalid = 0, 12.5, 3, {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"stub": self}))
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -64,7 +64,7 @@ class KaggleStub:
         if request.get("kernelExecutionType") != "QUICK_SAVE":
             self.statuses[slug] = "RUNNING"
         answer = {"ref": f"/code/{request['slug']}", "url": f"https://kaggle/{slug}", "versionNumber": 1}
-        return answer | {"invalidKernelSources": self.invalid_sources}
+        return answer | self.invalid
 
     def GetKernelSessionStatus(self, request: dict) -> dict | int:
         return {"status": self.statuses[slug]} if (slug := request["kernelSlug"]) in self.statuses else 403

@@ -91,6 +91,11 @@ def mounts(demo, tmp_path_factory) -> dict[str, Path]:
     return {"competitions/carvana-image-masking-challenge": data, "alice/weights-test-efficientnet": weights}
 
 
+def without_sources(text: str) -> str:
+    """A kernel as it is built by hand: it does not know what is to be attached."""
+    return re.sub(r"'sources': \[.*?\]", "'sources': []", text)
+
+
 def push_train(root: Path, **changes) -> None:
     options = {"folds": "0", "overrides": SMALL, "tta": "none", "dirty": True, "poll": 0, "runs": root / "runs"}
     launch.push_train("demo", "alice", **options | changes)
@@ -217,7 +222,17 @@ def test_a_student_does_not_continue_its_teachers_network_of_all_cars(tmp_path, 
     assert session.find_folds(["demo"], teachers) == {("demo", "none"): student / "none"}
 
 
-def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season, demo, mounts, tmp_path):
+def test_of_states_with_as_many_epochs_the_finished_one_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    folds = {name: tmp_path / "input" / name / "runs" / "demo" / "fold0" for name in "abc"}
+    for name, fold in folds.items():
+        write_json(fold / "end.json", {"finished": name == "b"})
+        (fold / "log.jsonl").write_text("{}\n")
+    session = runtime.Session({"kernel": "train"}, tmp_path / "code", "", "")
+    assert session.find_folds(["demo"]) == {("demo", "fold0"): folds["b"]}
+
+
+def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season, demo, mounts, tmp_path, capsys):
     """Shards 1 and 2, with soft masks; both joined; the student, which sees those of the folds too; its submission."""
     machines, cars = [], {"cars": season.root / "cars.txt", "folds_file": demo / "folds.csv"}
 
@@ -235,23 +250,26 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
         ledger.entries = ledger.of("train demo")
         ledger.save()
         shared = {"dirty": True, "poll": 0, "tta": "none", "submissions": tmp_path / "submissions"}
-        student = {"name": "student", "folds": "none", "together": True, "labels_of": "demo"} | cars
+        student = {"name": "student", "folds": "none", "together": True, "labels_of": "labels"} | cars
         student["overrides"] = [*SMALL, "train.epochs=1"]
-        with pytest.raises(InputError, match="--labels-of demo: no `push submit --labels` under this name has ended"):
+        with pytest.raises(InputError, match="--labels-of labels: no `push submit --labels` under this name has ended"):
             push_train(tmp_path, **student)
-        launch.push_submit("demo", "alice", shards=2, labels="soft", **shared)
+        launch.push_submit("demo", "alice", shards=2, name="labels", labels="soft", **shared)  # by the folds of `demo`
+        with pytest.raises(InputError, match=r"the cars that fold 0 is validated on; give --folds none$"):
+            push_train(tmp_path, **student | {"folds": "none,0"})
         push_train(tmp_path, **student)
         with pytest.raises(InputError, match="and no fold to choose a threshold; give --fold none --thr"):
             launch.push_submit("demo", "alice", name="student", **shared)
         launch.push_submit("demo", "alice", name="student", fold="none", threshold=0.5, **shared)
-        launch.submit("demo", name="student", runs=tmp_path / "runs", submissions=tmp_path / "submissions")
+        for name, runs in (("labels", season.root / "runs"), ("student", tmp_path / "runs")):
+            launch.submit("demo", name=name, runs=runs, submissions=tmp_path / "submissions", again=True)
     assert [kaggle.status["kernel"] for kaggle in machines] == ["submit", "submit", "merge", "train", "submit"]
     assert [kaggle.status["faults"] for kaggle in machines] == [[]] * 5
     folds = [entry.kernel for entry in ledger.last_rounds("train demo")]
     merged, trained = [*server.pushed][2:4]
     sources = [request.get("kernelDataSources", []) for request in server.pushed.values()]
     assert sources[3:] == [[f"alice/{merged}", *folds], [f"alice/{trained}"]]
-    whole = (season.root / "submissions" / "demo.csv.gz", tmp_path / "submissions" / "demo.csv.gz")
+    whole = (season.root / "submissions" / "demo.csv.gz", tmp_path / "submissions" / "labels.csv.gz")
     assert list(read_submission(whole[0])) == list(read_submission(whole[1]))  # with labels as without
     labelled = [Path(name).stem for name, _ in read_soft(machines[2].working / "soft.zip")]
     assert labelled == [Path(img).stem for img, _ in read_submission(whole[1])]
@@ -264,11 +282,25 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
     assert {*map(car_of, labelled)} < {*read_facts(folder / "best.safetensors")["seen_cars"]}
     submission = manifest_path(tmp_path / "submissions" / "student.csv.gz")
     assert [*read_manifest(submission).checkpoints["demo"]] == ["none"]
-    message = r"demo, fold none, none, no CV, commit [0-9a-f]{7}"
-    assert re.fullmatch(message, server.submissions[0]["description"])
-    assert read_journal(tmp_path / "submissions" / "log.jsonl")[-1]["public"] == 0.9971
-    alone = Kaggle(tmp_path / "alone", mounts, server.pushed[trained]["text"])
+    messages = r"demo, fold none, none, no CV, commit [0-9a-f]{7}", r"demo, folds 0 1, none, CV 0\.\d{5} of 32 .*"
+    assert all(map(re.fullmatch, messages, (row["description"] for row in server.submissions)))
+    record, step = read_journal(tmp_path / "submissions" / "log.jsonl")[-1], "submit --experiment demo --name student"
+    assert (record["public"], record["command"]) == (0.9971, f"launch.py push {step}")
+    assert f"student.csv.gz: whole and checked; now `launch.py {step}`" in capsys.readouterr().out
+    alone = Kaggle(tmp_path / "alone", mounts, without_sources(server.pushed[trained]["text"]))
     assert (alone.run().returncode, "no soft.zip or labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
+
+
+@pytest.mark.parametrize("fold", ["1", None])
+def test_labels_of_one_fold_are_for_that_fold_and_for_all_cars(tmp_path, fold):
+    ledger = Ledger(tmp_path / "launch.json")
+    ledger.entries = [
+        Entry("train demo", "folds 1", {"folds": [1]}, [], "done", "alice/a"),
+        Entry("submit demo", "shard 1 of 1", {"labels": "hard", "fold": fold}, ["alice/a"], "done", "alice/b"),
+    ]
+    assert launch.teaching_sessions(ledger, "demo", [1, "none"]) == ["alice/b"]
+    with pytest.raises(InputError, match=r"the cars that fold 0 is validated on; give --folds none or 1$"):
+        launch.teaching_sessions(ledger, "demo", [0, 1])
 
 
 def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monkeypatch):
@@ -359,30 +391,41 @@ def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, mo
     assert [entry.part for entry in ledger.entries] == ["folds 0", "folds 1 2", "folds 3", "folds none"]
     with pytest.raises(InputError, match="folds 0: was begun with other settings"):
         push_train(tmp_path, tta="hflip")
+    with pytest.raises(InputError, match="demo: not all of its folds are trained; give `push train --experiment demo`"):
+        launch.push_submit("demo", "alice", name="another")
     for entry in ledger.entries:
         entry.state = "done"
     ledger.save()
     launch.push_submit("demo", "alice", shards=2)
     with pytest.raises(InputError, match="submit demo, shard 1 of 2: was begun so; give --shards 2"):
         launch.push_submit("demo", "alice", shards=4)
+    with pytest.raises(InputError, match="fold 4 is not trained; `push train --experiment demo --folds` does it"):
+        launch.push_submit("demo", "alice", name="another", fold="4,none")
     planned = [entry.part for entry in Ledger(tmp_path / "launch.json").of("submit demo")]
     assert planned == ["shard 1 of 2", "shard 2 of 2"]
 
 
-def test_another_name_has_its_own_runs(server, tmp_path):
+def test_another_name_has_its_own_runs(server, tmp_path, capsys):
     push_train(tmp_path, name="second")
+    assert capsys.readouterr().out.endswith("now `launch.py push submit --experiment demo --name second`\n")
+    with pytest.raises(InputError, match=r"`launch.py push submit --experiment demo --name second` makes it"):
+        launch.submit("demo", name="second", submissions=tmp_path)
     assert (tmp_path / "runs" / "second" / "demo" / "fold0" / "best.safetensors").is_file()
     assert json.loads((tmp_path / "runs" / "second" / "demo" / "oof.json").read_text())["experiment"] == "demo"
     assert not (tmp_path / "runs" / "demo").exists()
 
 
-def test_a_failed_session_is_pushed_again_even_if_kaggle_does_not_attach_what_it_left(server, tmp_path, capsys):
-    server.endings = [None]
+def test_a_session_that_runs_without_all_sources_is_followed(server, tmp_path, capsys):
+    server.endings, server.invalid = [None], {"invalidDatasetSources": ["alice/weights-test-efficientnet"]}
     with pytest.raises(InputError, match="ended with ERROR"):
         push_train(tmp_path)
-    server.invalid_sources = [f"alice/{slug}" for slug in server.pushed]
+    warning = r": The following are not valid %s .*: \['alice/%s'\]%s\n"
+    line = warning % ("dataset", "weights-test-efficientnet", "; `launch.py weights` makes it")
+    assert re.search(line, capsys.readouterr().out)
+    (failed,) = server.pushed
+    server.invalid = {"invalidKernelSources": [f"alice/{failed}"]}
     push_train(tmp_path, retry=True)
-    assert f"Kaggle attaches no output of the failed {server.invalid_sources[0]}" in capsys.readouterr().out
+    assert re.search(warning % ("kernel", failed, ""), capsys.readouterr().out)
 
 
 def test_an_evening_without_network_is_one_line_at_its_begin_and_one_at_its_end(server, tmp_path, capsys):
@@ -588,19 +631,33 @@ def test_a_gpu_that_pytorch_cannot_use_ends_the_kernel_at_its_start(tmp_path, mo
     [
         (7, False, "attach the competition; a source that was just attached can be empty on the first run"),
         (0, True, "no test_efficientnet.safetensors: attach the dataset"),
+        (4, True, "no status.json of carvana-train-demo-folds-0-"),
         (3, True, "no trained fold of demo"),
         (7, True, "no shard-1-of-....csv.gz: attach the submit kernels' outputs"),
     ],
 )
 def test_what_is_not_mounted_is_reported(season, mounts, tmp_path, number, mounted, message):
     data = {"carvana-image-masking-challenge": next(iter(mounts.values()))}  # the other place where Kaggle mounts it
-    kaggle = Kaggle(tmp_path, data if mounted else {}, season.requests[number]["text"])
+    text = season.requests[number]["text"]
+    kaggle = Kaggle(tmp_path, data if mounted else {}, text if number == 4 else without_sources(text))
     result = kaggle.run()
     assert (result.returncode, kaggle.status["finished"], message in result.stderr) == (1, False, True)
 
 
+def test_a_source_that_is_mounted_empty_ends_the_kernel(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    for place in ("input/one", "input/notebooks/alice/two"):  # both places where Kaggle mounts a kernel's output
+        write_json(tmp_path / place / "status.json", {})
+    (tmp_path / "input" / "notebooks" / "alice" / "three").mkdir()
+    for sources in (["one", "two"], ["one", "two", "three"]):
+        session = runtime.Session({"kernel": "submit", "sources": sources}, tmp_path / "code", "", "")
+        with contextlib.nullcontext() if len(sources) == 2 else pytest.raises(SystemExit):
+            session.check_sources()
+    assert capsys.readouterr().err.endswith("input: no status.json of three; " + runtime.AGAIN + "\n")
+
+
 def test_a_kernel_and_its_script_run_as_processes(season, mounts, tmp_path):
-    text = season.requests[3]["text"].replace("'threshold': None", "'threshold': 2")
+    text = without_sources(season.requests[3]["text"]).replace("'threshold': None", "'threshold': 2")
     kaggle = Kaggle(tmp_path, mounts | {"notebooks/alice/trained": season.machines[0].working}, text)
     assert kaggle.start() == 1
     assert kaggle.status["faults"] == ["make_submission.py ended with status 2; kernel.log says why"]
@@ -666,9 +723,14 @@ def test_two_processes_that_run_out_of_hours_are_continued_to_the_same_bytes(sea
     for line in ("fold 0 epoch 1/2", "fold 0: mean of 1 epochs"):
         assert whole.log.count(line) == 1  # one process talks
     assert not (fold / "epochs").exists()
-    text, trained = season.requests[3]["text"].replace("[1, 3]", "[1, 1]"), {"notebooks/a": whole.working}
+    text = without_sources(season.requests[3]["text"]).replace("[1, 3]", "[1, 1]")
+    trained = {"notebooks/a": whole.working}
     stopped = run_on_two(text, tmp_path / "stopped blocks", mounts | trained, slow=True)
-    continued = Kaggle(tmp_path / "rest", mounts | trained | {"notebooks/b": stopped.working}, text)
+    older = tmp_path / "older" / "submission.csv.gz.parts"  # of a round that had no time for a block
+    older.mkdir(parents=True)
+    shutil.copy(stopped.working / older.name / "manifest.json", older)
+    earlier = {"notebooks/b": stopped.working, "notebooks/c": older.parent}
+    continued = Kaggle(tmp_path / "rest", mounts | trained | earlier, text)
     assert continued.run().returncode == 0  # with a single one
     assert (stopped.status["finished"], stopped.status["faults"], continued.status["finished"]) == (False, [], True)
     assert re.search(r"[1-3] of 4 blocks are there already", continued.log)
