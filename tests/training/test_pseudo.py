@@ -19,7 +19,7 @@ from carvana.data.folds import read_folds
 from carvana.data.geometry import Fit
 from carvana.data.images import open_test, open_train
 from carvana.data.labels import Label, write_labels
-from carvana.data.pseudo import EpochPhotos, MixedPhotos, PseudoPhotos, open_pseudo
+from carvana.data.pseudo import EpochPhotos, MixedPhotos, PseudoPhotos, kept_photos, open_pseudo
 from carvana.data.rle import rle_encode
 from carvana.errors import InputError
 from carvana.log import read_records, write_json
@@ -264,10 +264,15 @@ def test_time_and_cost_count_them(demo, labels, tmp_path, monkeypatch):
     assert forward_passes(config, 16, 0) == 2 * forward_passes(config.changed(data={"pseudo": None}), 16, 0)
     fold = with_labels(split(demo, tmp_path), open_pseudo(config.data, demo / "input"))
     measured = []
-    pace = lambda learner, photos, count: measured.append(count) or Pace(1.0, 1.0)
+    pace = lambda learner, photos, count, kept: measured.append((count, kept)) or Pace(1.0, 1.0)
     monkeypatch.setattr("carvana.training.pace.measure_training", pace)
     plan_fold(config, fold, Budget(60.0))
-    assert measured == [16 + SURE] * 2
+    assert measured == [(16 + SURE, 1)] * 2
+    room = 16 * 32 * 5 * 18 / GIB  # of the first stage: two layers of a mask, 18 of 26 photos
+    plan_fold(config.changed(data={"cache_gib": room}), replace(fold, folder=tmp_path / "other"), Budget(60.0))
+    assert measured[2] == (16 + SURE, 18 / 26)
+    assert kept_photos(labelled=100, pseudo=1000, drawn=200, room=600) == 100 + 200 * 500 / 1000
+    assert kept_photos(labelled=100, pseudo=0, drawn=0, room=60) == 60
 
 
 def test_the_script_trains_on_labels_and_refuses_those_of_other_folds_in_one_line(demo, names, tmp_path):

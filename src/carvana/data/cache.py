@@ -42,7 +42,7 @@ class PhotoCache:
         self.photos, self.fit, self.image_ids = photos, fit, photos.image_ids
         self._shapes = (*fit.size, 3), (*fit.size, *photos.layers)
         self._item_bytes = sum(map(math.prod, self._shapes))
-        self._count = min(len(self.image_ids), int(gib * GIB) // self._item_bytes)
+        self._count = min(len(self.image_ids), items_in(gib, fit, photos.layers))
         self.path = self._create_file() if self._count else None
 
     def join(self, path: Path | None) -> "PhotoCache":
@@ -123,6 +123,11 @@ class PhotoCache:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file.seek(1 + index)
         file.write(DONE)
+
+
+def items_in(gib: float, fit: Fit, layers: tuple[int, ...]) -> int:
+    """How many photos and masks of these layers are kept in so much."""
+    return int(gib * GIB) // (math.prod(fit.size) * (3 + math.prod(layers)))
 
 
 def _room(folder: Path) -> int:

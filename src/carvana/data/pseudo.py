@@ -156,3 +156,11 @@ class EpochPhotos:
 def drawn_photos(labelled: int, pseudo: int, share: float) -> int:
     """How many of the `pseudo` photos an epoch has beside its `labelled` ones."""
     return min(pseudo, round(share * labelled))
+
+
+def kept_photos(labelled: int, pseudo: int, drawn: int, room: int) -> float:
+    """How many of an epoch's photos a cache with `room` knows, once it is full: of the drawn ones the expected number.
+
+    It keeps the labelled ones first, and of the pseudo-labelled ones always the same, whichever an epoch draws.
+    """
+    return min(labelled, room) + drawn * min(1, max(0, room - labelled) / max(pseudo, 1))

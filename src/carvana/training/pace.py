@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from carvana.config import Config
-from carvana.data.cache import PhotoCache
+from carvana.data.cache import PhotoCache, items_in
 from carvana.data.geometry import Fit
 from carvana.data.images import Photos
-from carvana.data.pseudo import drawn_photos
+from carvana.data.pseudo import drawn_photos, kept_photos
 from carvana.training.batches import shared_cache, train_loader
 from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.training.learner import Learner, build_learner
@@ -47,7 +47,11 @@ def measure_paces(config: Config, fold: Fold, with_validation: bool) -> list[Pac
         learner.begin_epoch()
         learner.loss = weighted_sum(stage.loss)
         photos, pseudo = len(fold.train.image_ids), len(fold.pseudo.masks.image_ids) if fold.pseudo else 0
-        pace = measure_training(learner, fold.train, photos + drawn_photos(photos, pseudo, stage.data.pseudo_share))
+        drawn = drawn_photos(photos, pseudo, stage.data.pseudo_share)
+        layers = fold.pseudo.masks.layers if drawn else fold.train.layers
+        room = items_in(stage.data.cache_gib, Fit.of(stage.data), layers)
+        kept = kept_photos(photos, pseudo, drawn, room) / (photos + drawn)
+        pace = measure_training(learner, fold.train, photos + drawn, kept)
         validation = measure_validation(learner, fold.val) if with_validation and fold.val else 0.0
         paces.append(Pace(pace.first + validation, pace.later + validation))
         learner.position.epoch += stage.train.epochs
@@ -58,12 +62,13 @@ def measure_paces(config: Config, fold: Fold, with_validation: bool) -> list[Pac
     return paces
 
 
-def measure_training(learner: Learner, photos: Photos, count: int) -> Pace:
-    """Of `count` photos an epoch, by a few of them. As many of the few are cached as of all, in proportion."""
+def measure_training(learner: Learner, photos: Photos, count: int, kept: float) -> Pace:
+    """Of `count` photos an epoch, by a few of them, of which the share `kept` is cached."""
     data, few = learner.stage.data, photos.select(photos.cars[:CARS])
-    ratio = count / len(few.image_ids)
-    next(iter(train_loader(learner, PhotoCache(few, Fit.of(data), 0))))  # starts the server that loaders are forked of
-    cache = shared_cache(learner, few, data.model_copy(update={"cache_gib": data.cache_gib / ratio}))
+    fit, ratio = Fit.of(data), count / len(few.image_ids)
+    next(iter(train_loader(learner, PhotoCache(few, fit, 0))))  # starts the server that loaders are forked of
+    gib = kept * len(few.image_ids) / items_in(1, fit, few.layers)
+    cache = shared_cache(learner, few, data.model_copy(update={"cache_gib": gib}))
     decoded, cached = (seconds_of(load_all, learner, cache) for _ in range(2))
     later = measure_epoch(learner, cache, count)
     return Pace(later + ratio * max(0.0, decoded - cached), later)
