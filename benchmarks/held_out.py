@@ -42,8 +42,9 @@ def main(
     photos, device, results = open_train(input_root, cars), local_device(), {}
     for entry in entries:
         choice, networks = open_entry(entry, runs)
-        refuse_leak(entry, photos.cars, all_seen_cars(network.path for fold in networks.values() for network in fold))
-        digests = [network.digest for fold in networks.values() for network in fold]
+        members = [network for folds in networks.values() for network in folds]
+        refuse_leak(entry, photos.cars, all_seen_cars(network.path for network in members))
+        digests = [network.digest for network in members]
         settings = {"networks": digests, "views": choice.views, "cars": photos.cars, "backend": backend}
         predict = partial(predict_entry, choice, networks, photos, device, backend)
         results[entry] = reuse(output / f"{entry.replace(':', '-')}.json", settings, overwrite, predict)
