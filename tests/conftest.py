@@ -1,4 +1,4 @@
-"""What several tests share: scripts called in process, a tiny model, drawn cars, a clean accelerate for each test."""
+"""What several tests share: scripts called in process, a tiny model, drawn cars, a clean process for each test."""
 
 import contextlib
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from hypothesis import settings
 
@@ -29,9 +30,11 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps its first precision for the process; each test starts without one."""
+def fresh_process():
+    """accelerate keeps its first precision for the process, and numba gives PyTorch its own threads: neither stays."""
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -20,6 +20,7 @@ from carvana.log import read_records
 from carvana.models.checkpoint import load_checkpoint, read_facts
 from carvana.submission.csv import read_submission
 from carvana.submission.journal import END, START
+from carvana.training.state import saved_states
 
 SETTINGS = """
 data: {size: [64, 96], num_workers: 0}
@@ -153,13 +154,12 @@ def test_a_killed_training_resumes_to_the_same_weights_and_leaves_no_process(wor
     command = f"train.py tiny.yaml --fold 1 --name killed {DATA} {FOLDS}"
     words = f"{SRC}/{command} --set data.num_workers=1".split()
     process = subprocess.Popen([sys.executable, *words], cwd=root, stderr=subprocess.DEVNULL)
-    log = root / "runs/killed/fold1/log.jsonl"
-    while process.poll() is None and not read_records(log):
+    while process.poll() is None and not saved_states(root / "runs/killed/fold1/state"):  # else nothing is continued
         time.sleep(0.02)
     loaders = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    assert 1 <= len(read_records(log)) < 3
+    assert 1 <= len(read_records(root / "runs/killed/fold1/log.jsonl")) < 3
     assert loaders
     assert not psutil.wait_procs(loaders, timeout=30)[1]  # none goes on
     run_script(*f"{command} --resume".split(), cwd=root)  # without loaders
