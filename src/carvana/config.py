@@ -145,6 +145,7 @@ class TrainConfig(Group):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: the fastest native one")
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="auto: the faster one")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster steps on a GPU")
+    validate_every: Count = Field(1, description="of the held-out photos each n-th is validated, after each epoch")
     average: int = Field(0, ge=0, le=20, description="last epochs whose weights are averaged at the end; 0 is none")
     init_from: str | None = Field(None, description="run, or its path, whose weights of this fold are taken")
     seed: int = Field(0, ge=0)

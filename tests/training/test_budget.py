@@ -145,6 +145,17 @@ def test_measuring_has_a_few_steps_of_each_stage_and_a_car_of_validation(fold, m
     assert validated.call_count == 2
 
 
+def test_each_fifth_held_out_photo_is_validated_and_planned_for(fold, demo, monkeypatch):
+    config = CONFIG.changed(train={"validate_every": 5, "epochs": 1}, earlier_stages=())
+    assert train_fold(config, fold)
+    (record,) = read_records(fold.folder / "log.jsonl")
+    assert record["photos"] == 4  # of one car's 16: the first, sixth, eleventh and last
+    monkeypatch.setattr(pace, "seconds_of", lambda *_: 8.0)  # of a car
+    photos = open_train(demo / "input")
+    assert len(photos.cars) == 4
+    assert pace.measure_validation(build_learner(config), photos) == 8 * 13 / 4
+
+
 run_epoch = runs.run_epoch
 
 

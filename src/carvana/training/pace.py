@@ -22,7 +22,7 @@ from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.training.learner import Learner, build_learner
 from carvana.training.losses import weighted_sum
 from carvana.training.split import Fold
-from carvana.training.validation import validate
+from carvana.training.validation import validate, validated
 
 CARS = 4  # whose photos are enough to measure with
 WARM_UP = 2  # steps that pay for page faults and the choice of algorithms
@@ -129,7 +129,7 @@ def measure_validation(learner: Learner, photos: Photos) -> float:
     (again,) = broadcast_object_list([seconds < SECONDS])
     if again:
         seconds = seconds_of(validate, learner, few)
-    return seconds * len(photos.image_ids) / len(few.image_ids)
+    return seconds * len(validated(learner.stage, photos)) / len(validated(learner.stage, few))
 
 
 def seconds_of(work: Callable, *arguments: object) -> float:

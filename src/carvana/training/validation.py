@@ -2,7 +2,7 @@
 
 from accelerate.utils import broadcast, gather_object
 
-from carvana.config import DataConfig
+from carvana.config import Config, DataConfig
 from carvana.data.geometry import Fit
 from carvana.data.images import Photos
 from carvana.data.loader import Loading
@@ -19,7 +19,7 @@ def validate(learner: Learner, photos: Photos, deadline: float = float("inf")) -
     """Dice by image_id of the averaged model, on whole photos at photo size; each once, shared among the processes."""
     accelerator, stage, model = learner.accelerator, learner.stage, learner.ema.module.eval()
     broadcast(list(model.buffers()))  # BatchNorm's statistics are each process's own; the first one's are kept
-    image_ids = photos.image_ids[accelerator.process_index :: accelerator.num_processes]
+    image_ids = validated(stage, photos)[accelerator.process_index :: accelerator.num_processes]
     loading = Loading(whole_photos(stage.train.batch_size, stage.data), stage.data.num_workers)
     predictor = Predictor([[Member(Fit.of(stage.data), TTA(model))]], learner.device, loading)
     scores = []
@@ -28,6 +28,11 @@ def validate(learner: Learner, photos: Photos, deadline: float = float("inf")) -
         if accelerator.num_processes == 1:  # several have different numbers of photos
             check_clock(learner, deadline)
     return dict(sorted(gather_object(scores)))
+
+
+def validated(stage: Config, photos: Photos) -> list[str]:
+    """The ids of the photos that a stage is validated on."""
+    return photos.image_ids[:: stage.train.validate_every]
 
 
 def whole_photos(batch_size: int, data: DataConfig) -> int:
