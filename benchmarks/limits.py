@@ -2,7 +2,7 @@
 
 All in one run: matrix products, copies in memory and a bare JPEG decoder, of which the fastest call counts, then the
 work, by its median. A training step is counted as three forward passes, though no gradient goes into frozen parts.
-Last, where the time of a training step goes.
+Between them it says where the time of a training step goes.
 """
 
 import itertools

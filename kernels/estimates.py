@@ -81,7 +81,8 @@ def measured_hours(
         crop = math.prod(stage.data.crop or stage.data.size) / math.prod(last.data.crop or last.data.size)
         share = 1 + (stage.data.pseudo_share if stage.data.pseudo else 0)
         trained = share * (cars.total() - cars[fold])
-        epoch = trained / min(train / crop, load) + cars[fold] / min(predict / size, load)
+        validated = cars[fold] / stage.train.validate_every
+        epoch = trained / min(train / crop, load) + validated / min(predict / size, load)
         hours[fold] += stage.train.epochs * ANGLES * epoch / 3600
     return [*hours.values()]
 

@@ -1,4 +1,4 @@
-"""Chooses weights, views and threshold out-of-fold: `python src/choose_ensemble.py unet_lite0 unet_resnet34`.
+"""Chooses weights, views and threshold out-of-fold: `python src/choose_ensemble.py unet_lite0 unet_resnet34_512`.
 
 Writes runs/ensemble.json, which src/make_submission.py --ensemble follows.
 """

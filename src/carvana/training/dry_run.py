@@ -108,6 +108,7 @@ def measure(footprint: Footprint) -> tuple[float, int]:
 
 def forward_passes(stage: Config, train_photos: int, val_photos: int) -> float:
     """Of photos at training size, in all epochs: backward costs two of them, and validation sees whole photos."""
+    val_photos /= stage.train.validate_every
     train_photos *= 1 + stage.data.pseudo_share if stage.data.pseudo else 1  # if there are as many
     return stage.train.epochs * (3 * train_photos + whole_photo(stage) * val_photos)
 
