@@ -35,10 +35,8 @@ def main(
     choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold, fold)
     predictor = build_predictor(choice, checkpoints, local_device(precision), Loading(), backend)
     digests = [network.digest for networks in checkpoints.values() for network in networks]
-    newest = Path(background).stat().st_mtime if background and Path(background).is_file() else 0
     networks = " ".join([*digests, predictor.device.precision, backend])
-    since = None if overwrite else newest
-    kept, faults = write_cutouts(predictor, choice, targets, output, style, since, networks)
+    kept, faults = write_cutouts(predictor, choice, targets, output, style, overwrite, networks)
     cut = f"{len(targets) - len(faults)} photos" + f", {kept} of them kept from before" * (kept > 0)
     print(f"{output}: masks and cut-outs of {cut}; threshold {choice.threshold:g}, {style}; look at cutouts.html")
     if faults:

@@ -29,7 +29,7 @@ RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of the training
 FoldsOption = Annotated[Path, typer.Option("--folds", help="Table of folds: car,pixels,fold.")]
 CarsOption = Annotated[Path | None, typer.Option("--cars", help="Only the cars that this file lists, one id a line.")]
 OverridesOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting: optim.lr=3e-4.")]
-TtaOption = Annotated[str | None, typer.Option("--tta", help="Other views beside the photo: hflip, hflip+scale1.25; none.")]
+TtaOption = Annotated[str | None, typer.Option("--tta", help="Other views: hflip, hflip+scale1.25 ... or none.")]
 NetworksOption = Annotated[
     str | None, typer.Option("--fold", help="Which networks: all trained folds, 0,2, none (of all cars), or all,none.")
 ]

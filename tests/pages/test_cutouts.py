@@ -57,7 +57,7 @@ def test_a_mask_and_a_cut_out_for_each_photo_that_can_be_read(tmp_path, capsys):
 
     mix = [WHITE_CAR[0]._replace(weight=3.0), WHITE_CAR[0]._replace(fit=Fit((32, 64)))]
     targets = find_photos(tmp_path / "photos", tmp_path / "cut")
-    kept, faults = write_cutouts(predictor(mix), CHOICE, targets, tmp_path / "cut", HARD, None)
+    kept, faults = write_cutouts(predictor(mix), CHOICE, targets, tmp_path / "cut", HARD, True)
     assert (kept, [path.name for path in faults]) == (0, ["broken.jpg", "empty.jpg"])
     assert re.findall(r"error: \S+/(\w+\.jpg): not a picture", capsys.readouterr().err) == ["broken.jpg", "empty.jpg"]
     files = [(f"{name}_mask.png", f"{name}_cutout.png") for name in sizes]
@@ -104,16 +104,21 @@ def test_what_is_current_is_kept_and_own_files_are_not_cut_again(tmp_path):
     for name in ("a.png", "b.png"):
         write_picture(tmp_path / name, half_white((40, 60)))
     (tmp_path / "broken.jpg").touch()
-    write = lambda since=0.0, style=HARD, choice=CHOICE, networks="": write_cutouts(
-        predictor(WHITE_CAR), choice, find_photos(tmp_path, tmp_path), tmp_path, style, since, networks
+    write = lambda overwrite=False, style=HARD, choice=CHOICE, networks="": write_cutouts(
+        predictor(WHITE_CAR), choice, find_photos(tmp_path, tmp_path), tmp_path, style, overwrite, networks
     )[0]
-    mask = tmp_path / "a_mask.png"
-    assert (write(), write(), write(None), write()) == (0, 2, 0, 2)  # None makes all anew
-    os.utime(tmp_path / "a.png", (mask.stat().st_mtime + 9,) * 2)  # the photo is newer
-    assert (write(), write(mask.stat().st_mtime + 9)) == (1, 0)  # and so is the background
+    assert (write(), write(), write(overwrite=True), write()) == (0, 2, 0, 2)
+    write_picture(tmp_path / "a.png", half_white((40, 62)))  # another photo of this name, an old one
+    os.utime(tmp_path / "a.png", (0, 0))
+    assert (write(), write()) == (1, 2)
     finer = CHOICE.model_copy(update={"threshold": 0.501})  # reads alike
     assert (write(choice=finer), write(choice=finer, networks="other"), write(networks="other")) == (0, 0, 0)
     assert write(style=Style(hard=True, background="white")) == 0
+    (room := tmp_path / "room").mkdir()
+    painted = Style(hard=True, background=str(room / "wall.png"))
+    for color, kept in ((9, (0, 2)), (99, (0, 2))):
+        write_picture(room / "wall.png", np.full((4, 4, 3), color, np.uint8))
+        assert (write(style=painted), write(style=painted)) == kept
     assert len(find_photos(tmp_path, tmp_path)) == 3
 
 
@@ -121,14 +126,14 @@ def test_files_not_made_here_are_replaced_only_if_asked_for(tmp_path):
     for name in ("a.png", "b.png"):
         write_picture(tmp_path / "photos" / name, half_white((40, 60)))
     targets = find_photos(tmp_path / "photos", tmp_path)
-    write = lambda since: write_cutouts(predictor(WHITE_CAR), CHOICE, targets, tmp_path, HARD, since)
+    write = lambda overwrite: write_cutouts(predictor(WHITE_CAR), CHOICE, targets, tmp_path, HARD, overwrite)
     own = tmp_path / "a_cutout.png"
     write_picture(own, half_white((9, 9)))
     before = own.read_bytes()
-    kept, faults = write(0.0)
+    kept, faults = write(False)
     assert (kept, list(faults.values())) == (0, [f"{own}: not made here; --overwrite replaces it"])
     assert (own.read_bytes(), (tmp_path / "b_cutout.png").exists()) == (before, True)
-    assert (write(None), write(0.0)) == ((0, {}), (2, {}))
+    assert (write(True), write(False)) == ((0, {}), (2, {}))
 
 
 @pytest.mark.parametrize(("where", "error"), [
@@ -143,7 +148,7 @@ def test_a_photo_that_does_not_fit_into_memory_stops_no_other(where, error, tmp_
     whole, effects = getattr(cutouts, where), Mock(side_effect=[error, None])
     monkeypatch.setattr(cutouts, where, lambda *args: effects() or whole(*args))
     write = lambda: write_cutouts(
-        predictor(WHITE_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, Style(background="red"), 0.0
+        predictor(WHITE_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, Style(background="red"), False
     )
     if "ours" in str(error):
         with pytest.raises(RuntimeError, match="ours"):
@@ -158,10 +163,9 @@ def test_a_photo_that_does_not_fit_into_memory_stops_no_other(where, error, tmp_
 def test_a_kept_photo_that_was_damaged_since_stops_no_other(tmp_path):
     for name in ("a.png", "b.png"):
         write_picture(tmp_path / name, half_white((40, 60)))
-    write = lambda: write_cutouts(predictor(WHITE_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, HARD, 0.0)
+    write = lambda: write_cutouts(predictor(WHITE_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, HARD, False)
     assert write() == (0, {})
     (tmp_path / "a.png").write_bytes(b"damaged")
-    os.utime(tmp_path / "a.png", (0, 0))
     kept, faults = write()
     assert (kept, [path.name for path in faults]) == (1, ["a.png"])
 
@@ -171,7 +175,7 @@ def test_on_a_background(tmp_path):
     write_picture(tmp_path / "green.png", np.full((10, 10, 3), (0, 200, 0), np.uint8))
     targets = find_photos(tmp_path / "photos", tmp_path)
     for background, color in (("red", (255, 0, 0)), ("#0a141e", (10, 20, 30)), (tmp_path / "green.png", (0, 200, 0))):
-        write_cutouts(predictor(WHITE_CAR), CHOICE, targets, tmp_path, Style(background=str(background)), None)
+        write_cutouts(predictor(WHITE_CAR), CHOICE, targets, tmp_path, Style(background=str(background)), True)
         picture = np.array(Image.open(tmp_path / "a_cutout.png"))
         assert (picture.shape, picture[35, 30].tolist(), picture[5, 30].min()) == ((40, 60, 3), [*color], 255)
     with pytest.raises(InputError, match="--background grean: neither a file nor a colour"):
@@ -193,7 +197,7 @@ def test_the_page_slides_from_cut_out_to_photo(tmp_path):
     playwright, complaints = pytest.importorskip("playwright.sync_api"), []
     Image.fromarray(red_disc()[0]).save(tmp_path / "<disc>.png")
     (tmp_path / "broken.jpg").touch()
-    write_cutouts(predictor(RED_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, Style(), None)
+    write_cutouts(predictor(RED_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, Style(), True)
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 390, "height": 800}, offline=True)

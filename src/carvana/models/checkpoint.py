@@ -38,7 +38,7 @@ def save_checkpoint(
     path: Path, model: Segmenter, config: Config, fold: int | None, epoch: int, dice: float | None, folds_digest: str,
     seen_cars: Sequence[str] | None = None, precisions: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Writes the file whole or not at all. `dice` is of the photos that it was validated on, at photo size, without TTA.
+    """Writes the file whole or not at all. `dice` is of the validated photos, at photo size, without TTA.
 
     `seen_cars` are all that the weights have learnt from, None if that is not known; `precisions` those that it was
     trained in, one after the other.

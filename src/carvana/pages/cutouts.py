@@ -1,5 +1,6 @@
 """Cars cut out of anyone's photos: alpha, a transparent or composed picture for each, and a page to look at them."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -48,20 +49,22 @@ class Style:
 
 
 def write_cutouts(
-    predictor: Predictor, choice: Choice, targets: Targets, folder: Path, style: Style, since: float | None,
+    predictor: Predictor, choice: Choice, targets: Targets, folder: Path, style: Style, overwrite: bool,
     networks: str = "",
 ) -> tuple[int, dict[Path, str]]:  # fmt: skip
     """Writes the mask and the cut-out of each photo, and `cutouts.html`; returns how many were kept, and the faults.
 
-    Files made alike, by the same `networks`, and later than their photo and the time `since` are kept; with None all
-    are made anew, and files of others replaced. A photo that cannot be cut is named, and the others are cut.
+    Files made alike, of the same photo and background, by the same `networks`, are kept; with `overwrite` all are made
+    anew, and files of others replaced. A photo that cannot be cut is named, and the others are cut.
     """
-    digest = sha256(f"{choice!r} {networks}".encode()).hexdigest()[:8]
-    maker, background = f"{MAKER}: {choice}, {style}, {digest}", style.open_background()
+    background, how = style.open_background(), f"{choice}, {style}"
+    wall = background.over_white().tobytes() if background else b""
+    alike = sha256(f"{choice!r} {networks}".encode() + wall).digest()
     pictures, faults, kept = [], {}, 0
     for path in progress(targets, "cut out"):
         try:
-            current = since is not None and _is_current(path, targets[path], since, maker)
+            maker = f"{MAKER}: {how}, {_digest_with(alike, path)}"
+            current = not overwrite and _is_current(targets[path], maker)
             if not current:
                 photo, (mask_path, cutout_path) = read_photo(path), targets[path]
                 alpha, colors = cut_out(predictor, choice, photo, style, str(path))
@@ -73,7 +76,6 @@ def write_cutouts(
         except (InputError, MemoryError, RuntimeError, cv2.error) as error:
             faults[path] = _fault(path, error)
             say(f"error: {faults[path]}")
-    how = f"{choice}, {style}"
     write_page(folder / "cutouts.html", "cutouts.html", pictures=pictures, faults=list(faults.values()), how=how)
     return kept, faults
 
@@ -87,14 +89,19 @@ def _fault(path: Path, error: Exception) -> str:
     raise error
 
 
-def _is_current(path: Path, targets: tuple[Path, Path], since: float, maker: str) -> bool:
+def _digest_with(alike: bytes, path: Path) -> str:
+    """Eight digits that depend on the photo's bytes too; none if it cannot be read: its reader says why."""
+    with suppress(OSError):
+        return sha256(alike + path.read_bytes()).hexdigest()[:8]
+    return ""
+
+
+def _is_current(targets: tuple[Path, Path], maker: str) -> bool:
     """Raises InputError if a target is a file that was not made here."""
     for target in targets:
         if target.exists() and not str(maker_of(target)).startswith(MAKER):
             raise InputError(f"{target}: not made here; --overwrite replaces it")
-    return path.exists() and all(
-        maker_of(target) == maker and target.stat().st_mtime > max(since, path.stat().st_mtime) for target in targets
-    )
+    return all(maker_of(target) == maker for target in targets)
 
 
 def cut_out(

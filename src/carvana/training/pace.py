@@ -121,7 +121,7 @@ class ClockedLoader:
 
 
 def measure_validation(learner: Learner, photos: Photos) -> float:
-    """Seconds of a stage's validation, by photos of one car; twice where that is so fast that the first batch counts."""
+    """Seconds of a stage's validation, by one car; twice where that is so fast that the first batch counts."""
     for parameter in learner.ema.module.parameters():
         nn.init.zeros_(parameter)  # what a hardly trained network gives may be infinite, and would be refused
     few = photos.select(photos.cars[:1])
