@@ -71,6 +71,8 @@ submission: .venv/installed  ## Writes submissions/EXPERIMENT.csv.gz for the tes
 	@touch $@
 
 .venv-kaggle/installed: kernels/kaggle-image.txt requirements-dev.txt requirements.txt kernels/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "Kaggle's versions want Python 3.11 or 3.12: PYTHON=python3.12 make ... picks another"; exit 1; }
 	@$(PYTHON) -m venv .venv-kaggle
 	.venv-kaggle/bin/python -m pip install --quiet --disable-pip-version-check torch==2.10.0 torchvision==0.25.0 || \
 		echo "torch 2.10 cannot be had for this Python: the newest instead"

@@ -76,7 +76,7 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again what has a result already.")] = False,
 ) -> None:
     configs = build_variants(parse_variants(variants), experiment, list(overrides))
-    photos, folds = open_train(input_root, cars), read_folds(folds_file)
+    photos, folds = open_train(input_root, cars, configs["base"].data.photos), read_folds(folds_file)
     results = {}
     for name, config in configs.items():
         for seed in range(seeds):

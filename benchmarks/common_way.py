@@ -98,16 +98,17 @@ def store_maps(network: Checkpoint, photos: Path, folder: Path, mirrored: bool) 
     """A fold's mean over the views, 255 times the probability, rounded."""
     folder.mkdir(parents=True)
     height, width = network.config.data.size
-    model = network.model.eval()
+    device = local_device().device
+    model = network.model.eval().to(device)
     for photo in progress(sorted(photos.iterdir()), f"fold {network.fold}"):
         image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        images = torch.from_numpy(small).permute(2, 0, 1)[None]
+        images = torch.from_numpy(small).permute(2, 0, 1)[None].to(device)
         with torch.no_grad():
             probs = model(images).sigmoid()
             if mirrored:
                 probs = (probs + model(images.flip(-1)).sigmoid().flip(-1)) / 2
-        whole = cv2.resize(probs[0, 0].numpy(), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        whole = cv2.resize(probs[0, 0].cpu().numpy(), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         if not cv2.imwrite(str(folder / f"{photo.name}.png"), np.rint(255 * whole).astype(np.uint8)):
             raise OSError(f"{folder}: the disk is full")
 

@@ -41,7 +41,12 @@ def train_ours(race: Race) -> Trained:
 
 
 def train_for(config: Config, fold: Fold, minutes: float) -> tuple[Config, list[dict]]:
-    """Trains anew for minutes of training alone; the configuration with the epochs that fitted, and the log."""
+    """Trains anew for minutes of training alone; the configuration with the epochs that fitted, and the log.
+
+    Raises InputError for photos without true masks, which no other contestant has.
+    """
+    if any(stage.data.pseudo or stage.data.soft for stage in config.stages):
+        raise InputError(f"{config.name}: data.pseudo and data.soft are not compared here; src/train.py takes them")
     budget = Budget(60 * minutes, training_only=True)
     train_fold(config, fold, overwrite=True, budget=budget)
     planned = config.with_epochs(kept_plan(config, fold, budget)["epochs"])

@@ -24,7 +24,7 @@ from carvana.errors import InputError, few
 from carvana.evaluation.comparison import compare
 from carvana.evaluation.metrics import BEYOND, estimate_mean
 from carvana.evaluation.summary import error_line
-from carvana.models.checkpoint import Checkpoint, all_seen_cars
+from carvana.models.checkpoint import Checkpoint, all_seen_cars, photos_of
 from carvana.prediction.ensemble import Choice
 from carvana.submission.choice import build_predictor, choose
 from carvana.training.validation import THRESHOLD
@@ -39,10 +39,11 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for results.")] = command.REPOSITORY / "runs" / "held_out",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what has a result already.")] = False,
 ) -> None:
-    photos, device, results = open_train(input_root, cars), local_device(), {}
+    device, results = local_device(), {}
     for entry in entries:
         choice, networks = open_entry(entry, runs)
         members = [network for folds in networks.values() for network in folds]
+        photos = open_train(input_root, cars, photos_of(network.path for network in members))
         refuse_leak(entry, photos.cars, all_seen_cars(network.path for network in members))
         digests = [network.digest for network in members]
         settings = {"networks": digests, "views": choice.views, "cars": photos.cars, "backend": backend}

@@ -1,8 +1,8 @@
 """The machine's limits, and each part of the work as a share of them: `python benchmarks/limits.py`.
 
-All in one run: matrix products, copies in memory and a bare JPEG decoder, of which the fastest call counts, then the
-work, by its median. A training step is counted as three forward passes, though no gradient goes into frozen parts.
-Between them it says where the time of a training step goes.
+All in one run: matrix products and copies in memory, of which the fastest call counts, then the work, by its median,
+beside a bare JPEG decoder's. A training step is counted as three forward passes, though no gradient goes into frozen
+parts. Between them it says where the time of a training step goes.
 """
 
 import itertools
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import typer
 from machine import describe_machine, headline
+from torch.autograd import DeviceType
 from torch.autograd.profiler import profile
 from torch.optim.swa_utils import update_bn
 
@@ -120,7 +121,8 @@ def step_shares(learner: Learner) -> dict[str, float]:
     times = Counter(dict.fromkeys(KINDS, 0))
     for event in profiler.key_averages():
         kind = next(kind for kind, parts in KINDS.items() if any(part in event.key for part in parts))
-        times[kind] += event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
+        if event.device_type == DeviceType.CPU:  # a GPU's kernels count in the operations that start them
+            times[kind] += event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
     return {kind: microseconds / max(times.total(), 1) for kind, microseconds in times.items()}
 
 

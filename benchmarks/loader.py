@@ -37,6 +37,7 @@ SHIPPED = sorted({path.stem for path in command.EXPERIMENTS.glob("*.yaml")} - FO
 KAGGLE_CORES = 4
 TRAIN_PHOTOS = 318 * 16 * 4 // 5  # of a fold
 HALF = (640, 959)  # of a photo's size
+WORKERS = min(os.cpu_count(), 64)  # the most that data.num_workers allows
 BATCHES = 8  # of an epoch and worker process
 SECONDS = 2.0  # of each time at half size
 COLUMNS = ("decoded", "cached", "kept", "first", "later", "one", "two")
@@ -46,7 +47,7 @@ def main(
     experiments: Annotated[str, typer.Option(help="Names in src/experiments, joined by commas.")] = ",".join(SHIPPED),
     input_root: command.InputOption = command.INPUT,
     cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes: one a core.")] = os.cpu_count(),
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes: one a core.")] = WORKERS,
 ) -> None:
     photos, rates = open_train(input_root, cars), {}
     print(f"{processor()}, {workers} workers, torch {torch.__version__}; photos a second")

@@ -3,7 +3,6 @@
 Random weights and photos: neither weights nor the competition's files are needed. With `--input` the loader is timed.
 """
 
-import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ import torch
 import typer
 from accelerate.utils.memory import clear_device_cache
 from limits import matmul_flops, predict_rate, train_flops, train_rate
-from loader import SHIPPED, epoch_rates
+from loader import SHIPPED, WORKERS, epoch_rates
 from machine import describe_machine, headline
 
 from carvana import command
@@ -70,7 +69,7 @@ def measure(config: Config, device: Device, photos: Photos | None, peak: float, 
     """All figures of an experiment; what is timed shares the time until `end`."""
     share = lambda parts: max(0.0, MEASURED * (end - time.monotonic()) / parts)
     computed, trained = Footprint(config).configured_bytes(device.precision), {}
-    loaded = photos and next(epoch_rates(config.changed(data={"num_workers": os.cpu_count()}), photos))[0]
+    loaded = photos and next(epoch_rates(config.changed(data={"num_workers": WORKERS}), photos))[0]
     clear_device_cache(garbage_collection=True)
     torch.accelerator.reset_peak_memory_stats()
     for parts, layout in ((3, "channels_last"), (2, "contiguous")):

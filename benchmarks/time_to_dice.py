@@ -53,7 +53,8 @@ def main(
 ) -> None:
     names, views = parse_contestants(contestants), parse_views(tta)
     config = load_experiment(experiment, command.EXPERIMENTS, list(overrides))
-    split = split_fold(open_train(input_root, cars), read_folds(folds_file), fold, output, config.name)
+    photos = open_train(input_root, cars, config.data.photos)
+    split = split_fold(photos, read_folds(folds_file), fold, output, config.name)
     device = Device(process_state().device, chosen_precision(config.train.precision))
     task = describe_task(split, views, device)
     for budget in parse_minutes(minutes):
@@ -62,7 +63,7 @@ def main(
             settings = task | {"minutes": budget, "own": CONTESTANTS[name].settings(race)}
             path = output / f"{name}-{budget:g}m.json"
             reuse(path, settings, overwrite, partial(compete, name, race, views))
-    results = comparable(output, task)
+    results = comparable(output, task, race)
     report(results)
     if find_spec("matplotlib"):
         plot(results, output / "time_to_dice.png")
@@ -94,13 +95,14 @@ def describe_task(fold: Fold, views: list[str], device: Device) -> dict:
     }
 
 
-def comparable(output: Path, task: dict) -> dict[tuple[str, float], dict]:
-    """The results of this task in the folder, also of earlier commands, by contestant and minutes."""
+def comparable(output: Path, task: dict, race: Race) -> dict[tuple[str, float], dict]:
+    """The results of this task and settings in the folder, also of earlier commands, by contestant and minutes."""
     results = {}
-    for name in CONTESTANTS:
+    for name, contestant in CONTESTANTS.items():
+        asked = json.loads(json.dumps(task | {"own": contestant.settings(race)}))
         for path in output.glob(f"{name}-*m.json"):
             result = json.loads(path.read_text())
-            if task.items() <= result["settings"].items():
+            if asked.items() <= result["settings"].items():
                 results[name, result["settings"]["minutes"]] = result
     return dict(sorted(results.items(), key=lambda item: (item[0][1], list(CONTESTANTS).index(item[0][0]))))
 

@@ -46,7 +46,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     config = load_experiment(experiment, command.EXPERIMENTS, list(overrides)).changed(earlier_stages=())
-    source = open_train(input_root, cars)
+    source = open_train(input_root, cars, config.data.photos)
     source = source.select(source.cars[: -(-photos // PHOTOS_A_CAR)])
     learner = build_learner(config)
     device = learner.device

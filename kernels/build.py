@@ -50,7 +50,8 @@ def build_train(
     labels: Annotated[bool, typer.Option("--labels", help="Train on the labels of a --source too.")] = False,
 ) -> None:  # fmt: skip
     """Trains folds of an experiment."""
-    settings = train_settings(experiment, parse_folds(folds), list(overrides), tta, hours, together, budget, labels)
+    numbers = parse_folds(folds, folds_file)
+    settings = train_settings(experiment, numbers, list(overrides), tta, hours, together, budget, labels)
     title = title or f"carvana {slugify(experiment)} folds {folds.replace(',', ' ')}"
     kernel = Kernel("train", title, owner, settings, True, internet, notebook, source, dataset, cars, folds_file)
     build(kernel, output, dirty)

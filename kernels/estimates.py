@@ -4,12 +4,11 @@ import itertools
 import json
 import math
 import re
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
 from outputs import script_output
-from settings import encoder_of
+from settings import cars_by_fold, encoder_of
 
 from carvana.command import EXPERIMENTS, FOLDS, parse_duration
 from carvana.experiment import load_experiment
@@ -74,7 +73,7 @@ def measured_hours(
     """
     train, predict, load = gpus * rates[0], gpus * rates[1], rates[2] / len(folds)
     last = load_experiment(experiment, EXPERIMENTS, overrides)
-    cars = Counter(int(line.rpartition(",")[2]) for line in FOLDS.read_text().splitlines()[1:])  # by fold; 0 of `none`
+    cars = cars_by_fold(FOLDS)  # none in `none`
     hours = dict.fromkeys(folds, 0.0)
     for fold, stage in itertools.product(folds, last.stages):
         size = math.prod(stage.data.size) / math.prod(last.data.size)

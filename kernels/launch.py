@@ -6,8 +6,10 @@ was pushed: any command may be interrupted and given again, and nothing is pushe
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +49,7 @@ from carvana.command import (
     run,
 )
 from carvana.errors import InputError
+from carvana.log import alone_in
 
 LEDGER, SUBMISSIONS = BUILD / "launch.json", REPOSITORY / "submissions"
 GPUS = 2  # of a session: a fold each
@@ -57,6 +60,18 @@ BASES = {  # what `plan` has hours from
     "computed": "computed: from multiplications at an assumed 12 TFLOP/s of a T4; `push selftest` measures it",
 }
 SESSION = 11  # hours
+
+
+def alone(command: Callable) -> Callable:
+    """Lets one such command work at a time: each writes the whole ledger."""
+
+    @wraps(command)
+    def locked(*arguments: object, **options: object) -> None:
+        with alone_in(LEDGER.parent):
+            command(*arguments, **options)
+
+    return locked
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 push = typer.Typer(no_args_is_help=True)
@@ -91,6 +106,7 @@ def weights(
 
 
 @push.command("train")
+@alone
 def push_train(
     experiment: ExperimentOption, owner: OwnerOption, folds: FoldsOption = "0-4", overrides: OverridesOption = (),
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, internet: InternetOption = False, cars: CarsOption = None,
@@ -103,7 +119,7 @@ def push_train(
     """Trains folds, two in a session; their checkpoints come into runs/."""
     ledger, job = Ledger(LEDGER), job_name("train", experiment, name)
     parts = [entry.settings["folds"] for entry in ledger.last_rounds(job)]
-    free = [fold for fold in parse_folds(folds) if not any(fold in part for part in parts)]
+    free = [fold for fold in parse_folds(folds, folds_file) if not any(fold in part for part in parts)]
     entries = []
     for pair in [*parts, *pairs(free)]:  # what was planned is compared with the settings that are given now
         settings = train_settings(experiment, pair, list(overrides), tta, hours, together, budget, labels_of or False)
@@ -121,6 +137,7 @@ def push_train(
 
 
 @push.command("submit")
+@alone
 def push_submit(
     experiment: ExperimentOption, owner: OwnerOption,
     shards: Annotated[int, typer.Option(min=1, help="Sessions that share the 100,064 photos.")] = 1,
@@ -167,6 +184,7 @@ def push_submit(
 
 
 @push.command("selftest")
+@alone
 def push_selftest(
     owner: OwnerOption, dirty: DirtyOption = False, name: NameOption = None, poll: PollOption = 60,
     retry: RetryOption = False, logs: LogsOption = True, no_run: NoRunOption = False,
@@ -200,6 +218,7 @@ def status() -> None:
 
 
 @app.command()
+@alone
 def wait(poll: PollOption = 60, logs: LogsOption = True) -> None:
     """Waits until no pushed session runs any more; pushes nothing."""
     ledger, client = Ledger(LEDGER), Client()
@@ -211,6 +230,7 @@ def wait(poll: PollOption = 60, logs: LogsOption = True) -> None:
 
 
 @app.command()
+@alone
 def fetch() -> None:
     """Downloads the output of every session that has ended and was not fetched yet."""
     ledger, client = Ledger(LEDGER), Client()
@@ -222,6 +242,7 @@ def fetch() -> None:
 
 
 @app.command()
+@alone
 def submit(
     experiment: ExperimentOption, name: NameOption = None, runs: RunsOption = RUNS,
     submissions: SubmissionsOption = SUBMISSIONS,

@@ -68,12 +68,21 @@ def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
     """Copies trained folds into runs/ and joins their out-of-fold tables; a session on all cars alone has none."""
     parts, target = [output_of(entry) / "runs" / experiment for entry in ledger.last_rounds(job)], runs / experiment
     for fold in (fold for part in parts for fold in sorted([*part.glob("fold*"), *part.glob("none")])):
-        shutil.copytree(fold, target / fold.name, dirs_exist_ok=True)
+        replace_run(target / fold.name, fold)
     if evaluated := [part for part in parts if not (part / "none").exists() or (part / "oof.json").exists()]:
         join = ["submission.py", "merge-oof", *evaluated, "--output", target]
         print(script_output(f"{target}: not joined", *join), end="")
     all_cars = " and the network of all cars" if (target / "none").exists() else ""
     print(f"{target}: {len(list(target.glob('fold*')))} folds{all_cars}")
+
+
+def replace_run(target: Path, fetched: Path) -> None:
+    """Puts a fetched run where an earlier part of it may lie. Raises InputError if another run lies there."""
+    logs = [path.read_bytes() if (path := run / "log.jsonl").exists() else b"" for run in (target, fetched)]
+    if target.exists() and not logs[1].startswith(logs[0] or b"?"):
+        raise InputError(f"{target}: holds another run than the fetched {fetched}; move it away, or give --runs")
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(fetched, target)
 
 
 def collect_submission(output: Path, target: Path) -> None:

@@ -150,7 +150,8 @@ def pack(commit: str, folds_file: Path, cars: Path | None, extra: Sequence[str] 
 
 def render(kernel: Kernel, commit: str, packed: bytes) -> str:
     """The text of a script or notebook: the kernel's title, the cells of unpack.py, the kernel's other cells."""
-    settings = {"kernel": kernel.kind, **kernel.settings, "internet": kernel.internet, "cars": kernel.cars is not None}
+    facts = {"gpu": kernel.gpu, "internet": kernel.internet, "cars": kernel.cars is not None}
+    settings = {"kernel": kernel.kind, **kernel.settings, **facts}
     values = {"SETTINGS": settings, "COMMIT": commit, "DIGEST": hashlib.sha256(packed).hexdigest()}
     unpack = (HERE / "unpack.py").read_text()
     for name, value in values.items():

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(os.environ.get("CARVANA_KAGGLE_ROOT", "/kaggle"))  # another place for a rehearsal
+REHEARSED = "CARVANA_KAGGLE_ROOT" in os.environ
 DEPTH = 6  # folders below input/ that are searched
 STOPPED = 3  # exit status of scripts: --hours are over, and the same command continues
 RESERVE = 0.04  # of the hours: kept for evaluation, pictures and writing
@@ -53,7 +54,9 @@ class Session:
         return len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
 
     def check_gpus(self) -> None:
-        """Ends the kernel if PyTorch has no code for a GPU of this session: it would fail at its first step."""
+        """Ends the kernel if it was to have a GPU and has none, or one that PyTorch has no code for."""
+        if self.settings.get("gpu") and not (self.gpus or REHEARSED):
+            self.fail("no GPU in this session: verify your phone number on kaggle.com, then push again")
         command, cards = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"], []
         if self.gpus:
             with suppress(OSError):

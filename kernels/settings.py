@@ -1,8 +1,10 @@
 """The settings of a kernel, checked before anything is sent to Kaggle."""
 
 import re
+from collections import Counter
+from pathlib import Path
 
-from carvana.command import EXPERIMENTS, parse_duration
+from carvana.command import EXPERIMENTS, FOLDS, parse_duration
 from carvana.errors import InputError
 from carvana.experiment import load_experiment
 
@@ -13,8 +15,9 @@ def train_settings(
 ) -> dict:  # fmt: skip
     """What train/kernel.py reads; `labels`, if any, may be told by a name.
 
-    Raises InputError for a budget that is no time, and for a wrong setting.
+    Raises InputError for a budget that is no time, an unknown view, and a wrong setting.
     """
+    view_count(tta)
     if budget:
         parse_duration(budget)
     return {
@@ -28,7 +31,8 @@ def submit_settings(
     experiments: list[str], shard: tuple[int, int], tta: str, threshold: float | None, hours: float,
     fold: str | None = None, labels: str | None = None,
 ) -> dict:  # fmt: skip
-    """What submit/kernel.py reads. Raises InputError for a `fold` or `labels` that it could not read."""
+    """What submit/kernel.py reads. Raises InputError for a `fold`, `labels` or `tta` that it could not read."""
+    view_count(tta)
     if labels not in (None, "hard", "soft"):
         raise InputError(f"--labels {labels}: give hard or soft")
     if fold is not None:
@@ -47,8 +51,8 @@ def encoder_of(experiment: str, overrides: list[str]) -> str | None:
     return model.encoder if model.pretrained and model.architecture != "vanilla_unet" else None
 
 
-def parse_folds(text: str) -> list[int | str]:
-    """`0-4`, `0,2` or `3`; `none`, all cars, may stand beside them."""
+def parse_folds(text: str, table: Path = FOLDS) -> list[int | str]:
+    """`0-4`, `0,2` or `3`, of the table's; `none`, all cars, may stand beside them."""
     folds = []
     for part in map(str.strip, text.split(",")):
         match = re.fullmatch(r"(\d)(?:-(\d))?", part)
@@ -57,7 +61,16 @@ def parse_folds(text: str) -> list[int | str]:
         folds += range(int(match[1]), int(match[2] or match[1]) + 1) if match else [part]
     if not folds or len(set(folds)) != len(folds):
         raise InputError(f"--folds {text}: give each fold once")
+    if absent := {*folds} - {"none", *cars_by_fold(table)}:
+        raise InputError(f"--folds {text}: {table} has no fold {min(absent)}")
     return folds
+
+
+def cars_by_fold(table: Path) -> Counter:
+    """How many cars a table has in each fold."""
+    from carvana.data import folds  # with pandas and OpenCV, which takes a second
+
+    return Counter(folds.read_folds(table)["fold"].tolist())
 
 
 def view_count(tta: str) -> int:

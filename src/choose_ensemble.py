@@ -29,7 +29,7 @@ def main(
     from carvana.device import local_device
     from carvana.evaluation.oof import Unseen
     from carvana.evaluation.selection import row_lines, select_ensemble
-    from carvana.evaluation.trained import common_checkpoints
+    from carvana.evaluation.trained import common_checkpoints, unchanged
     from carvana.models.checkpoint import photos_of
     from carvana.prediction.ensemble import write_ensemble
     from carvana.prediction.tta import parse_views
@@ -39,7 +39,8 @@ def main(
     photos = open_train(input_root, cars, photos_of(path for fold in checkpoints.values() for path in fold.values()))
     unseen = Unseen(checkpoints, photos, folds, local_device(precision), Loading(batch_size, num_workers))
     print(f"{len(unseen.cars)} photos of {len(set(unseen.cars))} cars, fold {', '.join(map(str, checkpoints))}")
-    result = select_ensemble(unseen, experiments, views, (holes, parts), memory * 2**20)
+    with unchanged(checkpoints):
+        result = select_ensemble(unseen, experiments, views, (holes, parts), memory * 2**20)
     print("\n".join(["on a sample of pixels:", *row_lines(result.ladder), "on whole masks:", *row_lines(result.rows)]))
     if not result.winner.is_real:
         print("the gain of the best combination lies inside the noise: the simplest choice is kept")

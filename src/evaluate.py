@@ -27,27 +27,30 @@ def main(
     from carvana.device import open_devices
     from carvana.evaluation.comparison import compare, comparison_lines
     from carvana.evaluation.oof import Unseen, predict_oof
-    from carvana.evaluation.summary import SOFT_MASKS, read_oof, summary_lines, write_oof
-    from carvana.evaluation.trained import common_checkpoints, unscored_line
+    from carvana.evaluation.summary import SOFT_MASKS, read_current_oof, summary_lines, write_oof
+    from carvana.evaluation.trained import common_checkpoints, unchanged, unscored_line
     from carvana.models.checkpoint import photos_of
     from carvana.prediction.tta import parse_views
 
     views, folds = parse_views(tta), read_folds(folds_file)
     checkpoints = {experiment: common_checkpoints(runs, [experiment], folds) for experiment in experiments}
+    if other and other not in experiments:
+        read_current_oof(runs / other)  # a mistake is said before the work
     devices, loading = open_devices(count, precision), Loading(batch_size, num_workers)
     for experiment, paths in checkpoints.items():
         photos = open_train(input_root, cars, photos_of(fold[experiment] for fold in paths.values()))
         unseen = Unseen(paths, photos, folds, devices[0], loading)
-        oof = predict_oof(unseen, views, backend, devices, soft)
+        with unchanged(paths):
+            oof = predict_oof(unseen, views, backend, devices, soft)
         summary = write_oof(runs / experiment, oof, unseen, views)
         print("\n".join(summary_lines(summary)))
         if note := unscored_line(runs / experiment):
             print(f"  {note}")
         names = ["oof.csv", "oof.json", *[SOFT_MASKS] * soft]
         print(f"  written: {', '.join(str(runs / experiment / name) for name in names)}")
-        if other:
-            (reference, reference_oof), (_, oof) = read_oof(runs / other), read_oof(runs / experiment)
-            print("\n".join(comparison_lines(reference, summary, compare(reference_oof.table, oof.table))))
+    for experiment in experiments if other else ():
+        (reference, reference_oof), (summary, oof) = (read_current_oof(runs / name) for name in (other, experiment))
+        print("\n".join(comparison_lines(reference, summary, compare(reference_oof.table, oof.table))))
 
 
 if __name__ == "__main__":

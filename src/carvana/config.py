@@ -15,8 +15,8 @@ Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 STAGED = {"data", "loss", "optim", "train"}  # what a stage may change
 FIXED = {  # of the whole run
-    "average", "init_from", "memory_format", "photos", "precision", "pseudo", "pseudo_input", "pseudo_least", "seed",
-    "soft",
+    "average", "compile", "ema_decay", "encoder_lr_factor", "init_from", "layer_decay", "memory_format", "optimizer",
+    "photos", "precision", "pseudo", "pseudo_input", "pseudo_least", "seed", "soft", "weight_decay",
 }  # fmt: skip
 
 
@@ -147,7 +147,7 @@ class TrainConfig(Group):
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster steps on a GPU")
     validate_every: Count = Field(1, description="of the held-out photos each n-th is validated, after each epoch")
     average: int = Field(0, ge=0, le=20, description="last epochs whose weights are averaged at the end; 0 is none")
-    init_from: str | None = Field(None, description="run, or its path, whose weights of this fold are taken")
+    init_from: str | None = Field(None, description="run in --runs, or its path, whose weights of this fold are taken")
     seed: int = Field(0, ge=0)
 
 
@@ -168,7 +168,7 @@ class Config(Group):
             train, place = stage.get("train"), f"earlier_stages: number {number}"
             if not isinstance(train, dict) or "epochs" not in train:
                 raise ValueError(f"{place} has no train.epochs of its own")
-            named = {*train, *dict(stage.get("data") or {})}
+            named = {key for name in STAGED if isinstance(group := stage.get(name), dict) for key in group}
             if fixed := sorted(set(stage) - STAGED) + sorted(named & FIXED):
                 raise ValueError(f"{place} cannot change {', '.join(fixed)}: they are of the whole run")
         try:

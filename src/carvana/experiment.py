@@ -17,7 +17,11 @@ def load_experiment(experiment: str, folder: Path, overrides: list[str] = (), na
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise InputError(f"{path}: no such experiment; choose from {known}, or give a path to a .yaml file")
-    settings = _parse(path.read_text(), str(path)) or {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8; save it so") from None
+    settings = _parse(text, str(path)) or {}
     if not isinstance(settings, dict):
         raise InputError(f"{path}: must hold `group:` and `key: value` lines")
     for override in overrides:
@@ -30,7 +34,7 @@ def load_experiment(experiment: str, folder: Path, overrides: list[str] = (), na
 def _parse(text: str, source: str):
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter for 2024-13-45, which is no date
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 

@@ -28,7 +28,7 @@ from carvana.evaluation.summary import (
     summary_lines,
     write_oof,
 )
-from carvana.evaluation.trained import common_checkpoints, find_checkpoints, unscored_line
+from carvana.evaluation.trained import common_checkpoints, find_checkpoints, unchanged, unscored_line
 from carvana.log import write_json
 from carvana.models.checkpoint import load_checkpoint
 from carvana.prediction.ensemble import Choice, read_ensemble
@@ -135,7 +135,7 @@ def test_the_threshold_is_the_best_and_nearest_to_one_half_of_the_same_checkpoin
             choose(name)
 
 
-def test_networks_are_named_by_folds_all_and_none(unseen, tmp_path):
+def test_networks_are_named_by_folds_all_and_none(unseen, tmp_path, capsys):
     for name in ("fold0", "fold10", "fold2", "fold2 copy"):
         shutil.copytree(unseen.checkpoints[0]["small"].parent, tmp_path / "x" / name)
     folders = lambda *options: [path.parent.name for path in find_checkpoints(tmp_path, "x", *options)]
@@ -145,12 +145,41 @@ def test_networks_are_named_by_folds_all_and_none(unseen, tmp_path):
         remedy = rf"src/train\.py x --fold {number.removeprefix('all,')} --resume"
         with pytest.raises(InputError, match=rf"{name}/best\.safetensors: missing, .*; run {remedy}"):
             folders(number)
+    (tmp_path / "x" / "fold2" / "state").mkdir()
+    folders("0,2")
+    note = "fold2/best.safetensors is of a training that has not ended; run src/train.py x --fold 2 --resume\n"
+    assert capsys.readouterr().err.endswith(note)
+    write_json(tmp_path / "x" / "fold2" / "end.json", {"finished": True})
+    assert (folders("0,2"), capsys.readouterr().err) == (["fold0", "fold2"], "")
     shutil.copytree(tmp_path / "x" / "fold0", tmp_path / "x" / "none")
     assert (folders("none"), folders("all,none")[2:], len(folders())) == (["none"], ["fold10", "none"], 3)
     assert unscored_line(tmp_path / "x").endswith("none: trained on all cars, so it has no out-of-fold score")
     shutil.copytree(tmp_path / "x" / "none", tmp_path / "y" / "none")
     with pytest.raises(InputError, match="y: no trained fold there"):
         find_checkpoints(tmp_path, "y", "all,none")
+
+
+def test_nothing_is_noted_of_weights_that_were_not_evaluated(unseen, tmp_path):
+    checkpoint = shutil.copy(unseen.checkpoints[0]["small"], tmp_path / "best.safetensors")
+    with unchanged({0: {"small": checkpoint}}):
+        pass
+    with (
+        pytest.raises(InputError, match=r"best\.safetensors: its training went on meanwhile"),
+        unchanged({0: {"small": checkpoint}}),
+    ):
+        checkpoint.write_bytes(b"better")
+
+
+def test_what_is_compared_is_of_the_checkpoints_that_are_there(unseen, written, demo):
+    folder, _ = written
+    for fold, paths in unseen.checkpoints.items():
+        shutil.copytree(paths["small"].parent, folder / f"fold{fold}")
+        shutil.copytree(paths["small"].parent, folder.with_name("other") / f"fold{fold}")
+    options = ["--runs", folder.parent, "--input", demo / "input", "--folds", demo / "folds.csv", "--num-workers", 0]
+    (folder / "fold0" / "best.safetensors").write_bytes(b"trained anew")
+    refused = run_script("evaluate.py", "other", "--compare", "small", *options, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")  # before anything is evaluated
+    assert "small/oof.json: of other checkpoints than those in" in refused.stderr
 
 
 def test_the_script_says_that_a_network_of_all_cars_has_no_score(unseen, demo, tmp_path):

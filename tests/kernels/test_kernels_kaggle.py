@@ -613,6 +613,18 @@ def test_rates_are_fetched_for_the_plan_even_where_a_test_fails(server, mounts, 
     assert not [name for name in names if name.startswith("tests/") and not name.startswith("tests/gpu/")]
 
 
+@pytest.mark.parametrize("rehearsed", [True, False])
+def test_a_session_without_its_gpu_ends_at_its_start(tmp_path, monkeypatch, capsys, rehearsed):
+    monkeypatch.setattr(runtime, "ROOT", tmp_path)
+    monkeypatch.setattr(runtime, "REHEARSED", rehearsed)
+    monkeypatch.setattr(runtime.Session, "gpus", 0)
+    for gpu in (False, True):
+        session = runtime.Session({"kernel": "train", "gpu": gpu}, tmp_path / "code", "c0ffee", "d1")
+        with contextlib.nullcontext() if rehearsed or not gpu else pytest.raises(SystemExit):
+            session.check_gpus()
+    assert ("no GPU in this session: verify" in capsys.readouterr().err) is not rehearsed
+
+
 @pytest.mark.parametrize(("card", "fits"), [("Tesla T4, 7.5", True), ("Tesla P100-PCIE-16GB, 6.0", False)])
 def test_a_gpu_that_pytorch_cannot_use_ends_the_kernel_at_its_start(tmp_path, monkeypatch, capsys, card, fits):
     monkeypatch.setattr(runtime, "ROOT", tmp_path)

@@ -157,7 +157,7 @@ def test_blocks_of_another_prediction_are_refused_unless_overwritten(slow, comma
     run_script(*slow, output, check=False)
     for changes, difference in [
         (["--threshold", 0.4], "threshold 0.5 instead of 0.4"), (["--shard", "1/2"], "shard 1/1 instead of 1/2"),
-        (["--batch-size", 4], "batch size 2 instead of 4"), (["--block-size", 8], "block size 4 instead of 8"),
+        (["--block-size", 8], "block size 4 instead of 8"),
         (["--backend", "openvino"], "backend torch instead of openvino"), (["small"], "other checkpoints"),
     ]:  # fmt: skip
         done = run_script(*command, output, *changes, check=False)
@@ -166,6 +166,26 @@ def test_blocks_of_another_prediction_are_refused_unless_overwritten(slow, comma
         assert re.fullmatch(words, done.stderr.splitlines()[-1])
     assert "already" not in run_script(*command, output, "--threshold", 0.4, "--overwrite").stderr
     assert read_manifest(manifest_path(output)).threshold == 0.4
+
+
+def test_what_a_shard_has_left_is_not_lost_to_another_and_what_a_killed_one_has_left_is_removed(command, output):
+    labels, unfinished = (output.with_name(name) for name in ("l.csv", ".l.csv.7.tmp"))
+    unfinished.touch()
+    run_script(*command, output, "--shard", "1/2", "--labels", labels)
+    assert not unfinished.exists()
+    other = [*command, output.with_name("y.csv"), "--shard", "2/2", "--labels", labels]
+    refused = run_script(*other, check=False)
+    assert (refused.returncode, read_manifest(manifest_path(labels)).shard) == (2, "1/2")
+    assert "l.csv.json: of shard 1/2, which would be lost; give another name, or --overwrite" in refused.stderr
+    run_script(*other, "--overwrite")
+    assert read_manifest(manifest_path(labels)).shard == "2/2"
+
+
+def test_a_smaller_batch_continues(slow, command, output, whole):
+    stopped = run_script(*slow, output, "--batch-size", 4, "--overwrite", check=False)
+    assert "give the same command without --overwrite to continue" in stopped.stderr
+    assert f"note: {output}.parts was begun with --batch-size 4" in run_script(*command, output).stderr
+    assert_same_rows(output, whole)
 
 
 def test_damaged_blocks_and_strange_files_are_named_and_other_code_may_continue(
@@ -236,7 +256,7 @@ def test_two_devices_share_the_missing_blocks(slow, command, output, whole, monk
 def test_an_estimate_is_of_few_photos_needs_no_threshold_and_writes_nothing(where, tmp_path, monkeypatch):
     done = run_script("make_submission.py", "small", "--estimate", "--batch-size", 2, *where, cwd=tmp_path)
     figures = (
-        r"photos a second, measured on 14\n.* hours for 16 photos on 1 device\(s\)\n1 shards of at most 11\.5 hours"
+        r"photos a second, measured on 16\n.* hours for 16 photos on 1 device\(s\)\n1 shards of at most 11\.5 hours"
     )
     assert re.fullmatch(rf"[\d.]+ {figures}\npeak memory \d+ MiB\n", done.stdout)
     assert os.listdir(tmp_path) == []
@@ -244,6 +264,7 @@ def test_an_estimate_is_of_few_photos_needs_no_threshold_and_writes_nothing(wher
     monkeypatch.setattr("time.monotonic", clock.__next__)
     assert measure(rows, first=4, enough=24, seconds=100) == (20, 1.0)
     assert measure(rows, first=2, enough=24, seconds=6.5) == (7, 1.0)
+    assert measure(iter("abc"), first=3, enough=24, seconds=100) == (3, 1.0)  # too few to leave any out
 
 
 def test_an_ensembles_file_decides_all(where, output, monkeypatch):

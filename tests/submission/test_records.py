@@ -106,7 +106,8 @@ def test_a_part_that_is_cut_or_missing_or_has_no_manifest_and_a_whole_with_a_fau
 
 
 BEFORE, AFTER = f"# Submissions\n\n{START}", f"{END}\n\nWhat else there is to say | here.\n"
-OOF, CV = {"dice": 0.99409, "interval": [0.993, 0.995], "photos": 128}, "0.99409 (0.99300 to 0.99500) of 128 photos"
+OOF = {"dice": 0.99409, "interval": [0.993, 0.995], "photos": 128, "threshold": 0.5}
+CV = "0.99409 (0.99300 to 0.99500) of 128 photos"
 WEIGHTS = {"one": 0.75, "two": 0.25}
 
 
@@ -156,7 +157,7 @@ def test_a_file_made_anew_replaces_its_record_until_that_has_a_score(journal, tm
         submit(tmp_path / name, threshold=threshold)
     for option, score, scores in (("--public", 0, "0.0, private not known"), ("--private", 0.99, "0.0, private 0.99")):
         done = run_script("submission.py", "record", "a.csv", "--journal", journal, option, score)
-        assert done.stdout.endswith(f"CV {CV}, public {scores}\n")
+        assert done.stdout.endswith(f"CV {CV} at threshold 0.5, public {scores}\n")
     submit(tmp_path / "a.csv", threshold=0.7)
     facts = [(record["file"], record["threshold"], record["private"]) for record in read_journal(journal)]
     assert facts == [("a.csv", 0.6, 0.99), ("b.csv", 0.5, None), ("a.csv", 0.7, None)]
@@ -169,6 +170,7 @@ def test_a_file_made_anew_replaces_its_record_until_that_has_a_score(journal, tm
 
 @pytest.mark.parametrize(("changes", "cv"), [
     ({}, CV), ({"views": ["identity", "hflip"]}, f"{CV} with identity"), ({"checkpoints": {"one": {"0": "x"}}}, ""),
+    ({"threshold": 0.4}, f"{CV} at threshold 0.5"),
     ({"weights": WEIGHTS, "checkpoints": TWO}, CV),  # as ensemble.json has them
     ({"weights": WEIGHTS, "checkpoints": TWO, "threshold": 0.4}, ""),
     ({"weights": WEIGHTS, "checkpoints": ONE}, f"one {CV}"),

@@ -350,6 +350,7 @@ def test_a_run_is_neither_overwritten_by_chance_nor_resumed_as_another(whole, co
         (lambda folder: shutil.rmtree(folder / "state"), "no state to resume from"),
         (lambda folder: (folder / "run.json").unlink(), r"has no readable run\.json"),
         (lambda folder: (folder / "state/epoch-0004/optimizer.bin").write_bytes(b"cut"), "epoch-0004: damaged"),
+        (lambda folder: (folder / "state/epoch-0004/model.safetensors").write_bytes(b""), "epoch-0004: damaged"),
     ],
 )
 def test_what_cannot_be_resumed_is_left_as_it_is(copied, damage, message):

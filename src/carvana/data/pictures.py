@@ -70,6 +70,8 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     except cv2.error:
         encoded = False
     if not encoded:
-        raise InputError(f"{path}: OpenCV cannot write such a picture; give a name in .jpg or .png")
+        height, width = image.shape[:2]
+        advice = "give a name in .jpg or .png (a .jpg has at most 65500 pixels a side)"
+        raise InputError(f"{path}: OpenCV cannot write such a picture of {height}x{width}; {advice}")
     with replacing(path) as temporary:
         temporary.write_bytes(data.tobytes())

@@ -1,6 +1,6 @@
 """Chooses experiments' weights, views, threshold and post-processing by out-of-fold Dice, in two passes over photos.
 
-The first pass keeps a sample of undecided pixels (`pixels`), on which the search runs (`search`). The second predicts
+The first pass keeps a sample of undecided pixels, on which the search runs (`pixels.Search`). The second predicts
 whole maps of the simplest choice and of the best one, so that the reported figures are exact, and tries
 post-processing, which needs whole masks. Search and score use the same cars: with a few numbers searched and hundreds
 of cars the bias is small, and a gain whose interval includes 0 is refused.

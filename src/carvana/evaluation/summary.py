@@ -112,6 +112,20 @@ def read_oof(folder: Path) -> tuple[dict, Oof]:
     return summary, Oof(table, curves, masks["rle_mask"].tolist())
 
 
+def read_current_oof(folder: Path) -> tuple[dict, Oof]:
+    """`read_oof`, of the checkpoints that are there now; InputError if these were trained since."""
+    summary, oof = read_oof(folder)
+    check_checkpoints(folder, summary, f"run src/evaluate.py {folder.name} again")
+    return summary, oof
+
+
+def check_checkpoints(folder: Path, summary: dict, remedy: str) -> None:
+    """Raises InputError if an oof.json is of others than those of the trained folds; if there are none it may stand."""
+    digests = {str(fold): file_digest(path) for fold, path in trained_folds(folder).items()}
+    if digests and summary["checkpoints"] != digests:
+        raise InputError(f"{folder / 'oof.json'}: of other checkpoints than those in {folder}: {remedy}")
+
+
 def summary_lines(summary: dict) -> list[str]:
     """What people read of an oof.json."""
     low, high = summary["interval"]
@@ -152,10 +166,8 @@ def choose_threshold(runs: Path, experiments: Iterable[str], views: list[str]) -
         if not path.exists():
             raise InputError(f"{path}: missing, so there is no threshold yet: {remedy}")
         summary = json.loads(path.read_text())
-        digests = {str(fold): file_digest(trained) for fold, trained in trained_folds(path.parent).items()}
-        if digests and summary["checkpoints"] != digests:
-            raise InputError(f"{path}: of other checkpoints than those in {path.parent}: {remedy}")
+        check_checkpoints(path.parent, summary, remedy)
         if summary["tta"] != views:
-            say(f"note: {experiment} was evaluated with views {summary['tta']}, the submission has {views}")
+            say(f"note: {experiment} was evaluated with views {summary['tta']}, and now predicts with {views}")
         thresholds.append(summary["threshold"])
     return float(np.mean(thresholds))

@@ -1,14 +1,18 @@
 """Which folds of an experiment are trained, and their checkpoints."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
 from carvana.data.folds import fold_name, folds_digest, parse_folds, run_folder
 from carvana.errors import InputError, few
+from carvana.log import say
 from carvana.models.checkpoint import leaking_cars, read_facts
 from carvana.prediction.ensemble import Checkpoints
+from carvana.provenance import file_digest
 
 
 def trained_folds(run: Path) -> dict[int, Path]:
@@ -20,7 +24,7 @@ def trained_folds(run: Path) -> dict[int, Path]:
 def find_checkpoints(runs: Path, experiment: str, fold: str = "all") -> list[Path]:
     """The best checkpoint of each of these folds, as `parse_folds` reads them; all are those that are trained.
 
-    Raises InputError if there is none, or if one of them is not trained.
+    One whose training was interrupted is named. Raises InputError if there is none, or if one of them is not trained.
     """
     run = runs / experiment
     paths = {number: run_folder(run, number) / "best.safetensors" for number in parse_folds(fold, trained_folds(run))}
@@ -28,9 +32,22 @@ def find_checkpoints(runs: Path, experiment: str, fold: str = "all") -> list[Pat
         raise InputError(f"{run}: no trained fold there (fold*/best.safetensors); run src/train.py first")
     for number, path in paths.items():
         if not path.exists():
-            remedy = f"run src/train.py {experiment} --fold {fold_name(number)} --resume"
-            raise InputError(f"{path}: missing, it is not trained yet; {remedy}")
+            raise InputError(f"{path}: missing, it is not trained yet; {_remedy(experiment, number)}")
+        if is_unfinished(path.parent):
+            say(f"note: {path} is of a training that has not ended; {_remedy(experiment, number)}")
     return [*paths.values()]
+
+
+def _remedy(experiment: str, fold: int | None) -> str:
+    return f"run src/train.py {experiment} --fold {fold_name(fold)} --resume"
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run could be resumed and has not come to its end. Of a checkpoint alone that is not known."""
+    if not (folder / "state").exists():
+        return False
+    end = folder / "end.json"
+    return not (end.exists() and json.loads(end.read_text())["finished"])
 
 
 def unscored_line(run: Path) -> str | None:
@@ -38,6 +55,17 @@ def unscored_line(run: Path) -> str | None:
     folder = run_folder(run, None)
     trained = (folder / "best.safetensors").exists()
     return f"{folder}: trained on all cars, so it has no out-of-fold score" if trained else None
+
+
+@contextmanager
+def unchanged(checkpoints: Checkpoints) -> Iterator[None]:
+    """Raises InputError if the block ends with other files than it began with: a training went on meanwhile."""
+    paths = [path for of_fold in checkpoints.values() for path in of_fold.values()]
+    digests = [*map(file_digest, paths)]
+    yield
+    for path, digest in zip(paths, digests, strict=True):
+        if file_digest(path) != digest:
+            raise InputError(f"{path}: its training went on meanwhile; give the command again when that has ended")
 
 
 def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFrame) -> Checkpoints:

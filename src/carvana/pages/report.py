@@ -16,7 +16,7 @@ from carvana.data.studios import OTHERS, find_studios
 from carvana.errors import InputError
 from carvana.evaluation.comparison import compare
 from carvana.evaluation.oof import Oof
-from carvana.evaluation.summary import read_oof
+from carvana.evaluation.summary import read_current_oof
 from carvana.evaluation.trained import find_checkpoints, unscored_line
 from carvana.log import progress, read_records
 from carvana.models.checkpoint import read_facts
@@ -40,7 +40,7 @@ def write_report(
     `worst` photos and a `sample` of the others are drawn, and the least sure of `labelled` ones. Raises InputError for
     an experiment that was not evaluated, or if `photos` lacks one of its photos.
     """
-    evaluated, records = [read_oof(folder) for folder in folders], read_journal(journal)
+    evaluated, records = [read_current_oof(folder) for folder in folders], read_journal(journal)
     summary, oof = evaluated[0]
     if absent := sorted(set(oof.table["image_id"]) - set(photos.image_ids)):
         raise InputError(f"{folders[0] / 'oof.csv'}: {absent[0]} is not among the photos; give --input they lie in")
@@ -127,7 +127,7 @@ def draw_training(folder: Path) -> list[Markup]:
     """Loss and Dice of each fold, epoch by epoch."""
     logs = {path.parent.name: read_records(path) for path in sorted(folder.glob("fold*/log.jsonl"))}
     logs = {name: pd.DataFrame(records) for name, records in logs.items() if records}
-    drawn, quantities = [], {"loss": "training loss", "dice": "Dice of the held-out cars"} if logs else {}
+    drawn, quantities = [], {"loss": "training loss", "dice": "Dice of the validated photos"} if logs else {}
     for key, label in quantities.items():
         last = ", ".join(f"{name} ends at {log[key].iloc[-1]:.4f}" for name, log in logs.items())
         lines = {name: (log["epoch"], log[key]) for name, log in logs.items()}

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from glob import escape
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -81,6 +82,8 @@ class Blocks:
             say(f"note: {self.folder} was begun by other code, commit {begun.commit[:12]}")
         if begun.device != self.manifest.device:
             say(f"note: {self.folder} was begun on another device or in another precision, {begun.device}")
+        if begun.batch_size != self.manifest.batch_size:
+            say(f"note: {self.folder} was begun with --batch-size {begun.batch_size}")
         return None
 
     def clear(self) -> None:
@@ -121,8 +124,18 @@ class Blocks:
             yield from rows
 
     def begin(self, overwrite: bool) -> list[int]:
-        """The blocks that are missing. Raises InputError as `check` does, unless earlier ones are to be overwritten."""
+        """The blocks that are missing. Removes what a killed process left of the files that it was joining.
+
+        Unless earlier ones are to be overwritten, raises InputError as `check` does, or if a file of another shard is
+        where one of this shard would be.
+        """
         self.clear() if overwrite else self.check()
+        for path in [] if overwrite else filter(Path.exists, map(manifest_path, (self.output, *self.beside.values()))):
+            if (shard := read_manifest(path).shard) != self.manifest.shard:
+                raise InputError(f"{path}: of shard {shard}, which would be lost; give another name, or --overwrite")
+        for path in self.beside.values():
+            for unfinished in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+                unfinished.unlink()
         missing = self.missing()
         if len(missing) < len(self):
             say(f"{self.folder}: {len(self) - len(missing)} of {len(self)} blocks are there already")
@@ -144,7 +157,7 @@ class Blocks:
         return max(before - started, 1e-3)
 
     def finish(self) -> None:
-        """Joins the blocks in their folder, checks the result and moves it to the output, after what is beside it.
+        """Joins and checks the submission in the blocks' folder, joins what is beside it, and moves it to the output.
 
         Its manifest comes beside it, and only then are the blocks removed.
         """
@@ -187,4 +200,4 @@ def write_checked(path: Path, rows: Iterator[Row], names: list[str], size: tuple
     for line in warnings + faults:
         say(line)
     if faults:
-        raise InputError(f"{path}: failed its own check; do not upload it")
+        raise InputError(f"{path.name}: failed its own check, see above; it was not written")

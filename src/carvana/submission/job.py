@@ -124,7 +124,8 @@ class Job:
         enough = ESTIMATE_BATCHES * batch_size
         rows = self.rows(self.image_ids[:: max(photos // enough, 1)][:enough])
         measured, rate = measure(rows, first=batch_size, enough=enough, seconds=ESTIMATE_SECONDS)
-        needed = photos / rate / 3600 / devices
+        parallel = devices if self.device.device.type == "cuda" else 1  # processes on a CPU share its cores
+        needed = photos / rate / 3600 / parallel
         return [
             f"{rate:.2f} photos a second, measured on {measured}",
             f"{needed:.2f} hours for {photos} photos on {devices} device(s)",
@@ -146,7 +147,8 @@ def predict_blocks(job: Job, devices: list[Device], blocks: Blocks, overwrite: b
         figures = side_by_side(fill_blocks, calls) if calls and time.monotonic() < end else []
         if missing := len(blocks.missing()):
             finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
-            say(f"{blocks.output}: stopped before it is whole, {finished}; give the same command to continue")
+            again = f"give the same command{' without --overwrite' * overwrite} to continue"
+            say(f"{blocks.output}: stopped before it is whole, {finished}; {again}")
             return None
         blocks.finish()
     memory = " + ".join(memory for _, memory in figures) or job.device.peak_memory()
@@ -163,14 +165,13 @@ def fill_blocks(job: Job, blocks: Blocks, claimed: list[int], end: float) -> tup
 def measure(rows: Iterator, first: int, enough: int, seconds: float) -> tuple[int, float]:
     """Takes rows until there are `enough` or the time is over; gives how many were measured, and rows a second.
 
-    The `first` ones are a warm-up and not counted.
+    The `first` ones are a warm-up and not counted, unless there are too few rows.
     """
-    count, started = 0, time.monotonic()
+    before = time.monotonic()
     for count, _ in enumerate(rows, start=1):
         now = time.monotonic()
         if count == first:
             started = now
         elif count >= enough or (count > 2 * first and now - started > seconds):
-            break
-    measured = max(count - first, 1)
-    return measured, measured / max(now - started, 1e-9)
+            return count - first, (count - first) / max(now - started, 1e-9)
+    return count, count / max(now - before, 1e-9)

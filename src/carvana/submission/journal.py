@@ -12,7 +12,7 @@ START, END = "<!-- table of log.jsonl -->", "<!-- end of the table -->"
 HEADER = (
     "file, experiments, folds, views, threshold, CV (95 % of cars drawn anew), public LB, private LB, commit, command"
 )
-CV = ("dice", "interval", "photos")  # of oof.json and ensemble.json
+CV = ("dice", "interval", "photos", "threshold")  # of oof.json and ensemble.json
 
 
 def read_journal(path: Path) -> list[dict]:
@@ -110,6 +110,8 @@ def cv_text(record: dict) -> str:
     for cv in record["cv"]:
         name = f"{cv['experiment']} " if len(record["experiments"]) > 1 and cv["experiment"] else ""
         views = "" if cv["views"] == record["views"] else f" with {' + '.join(cv['views'])}"
+        if len(record["experiments"]) == 1 and cv.get("threshold", record["threshold"]) != record["threshold"]:
+            views += f" at threshold {cv['threshold']:g}"
         interval = "{:.5f} to {:.5f}".format(*cv["interval"])
         texts.append(f"{name}{cv['dice']:.5f} ({interval}) of {cv['photos']} photos{views}")
     return "; ".join(texts)

@@ -53,7 +53,7 @@ class Manifest(BaseModel):
 ALIKE = (  # in all parts of a submission
     "sample", "sample_photos", "size", "checkpoints", "weights", "views", "threshold", "postprocess", "backend", "kind",
 )  # fmt: skip
-SAME_JOB = (*ALIKE, "shard", "first", "photos", "batch_size", "block_size", "labels", "soft")
+SAME_JOB = (*ALIKE, "shard", "first", "photos", "block_size", "labels", "soft")
 
 
 def find_difference(first: Manifest, second: Manifest, keys: tuple[str, ...]) -> str | None:
@@ -84,7 +84,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path}: missing; src/make_submission.py --shard writes it beside the part") from None
+        raise InputError(f"{path}: missing; it is written beside the file, and belongs to it") from None
     except ValueError as error:
         raise InputError(f"{path}: not a manifest of this version ({str(error).splitlines()[0]})") from None
 

@@ -124,7 +124,7 @@ def restore_buffers(model: nn.Module, good: nn.Module) -> None:
 
 
 def halve_micro_batch(learner: Learner) -> None:
-    position, advice = learner.position, "choose a smaller data.size or encoder"
+    position, advice = learner.position, "choose a smaller data.size or encoder, and --overwrite"
     if position.micro_batch == 1:
         raise InputError(f"out of memory with a single photo: {advice}")
     if learner.accelerator.num_processes > 1:  # the others wait in this step's all-reduce: it cannot be begun again
@@ -135,7 +135,7 @@ def halve_micro_batch(learner: Learner) -> None:
 
 def stop_if_hopeless(bad_in_a_row: int) -> None:
     if bad_in_a_row == BAD_STEPS_ALLOWED:
-        advice = "lower optim.lr, or set train.precision=fp32; the last whole epoch can be resumed"
+        advice = "--resume with --set train.precision=fp32, or begin anew with --overwrite and a lower optim.lr"
         raise InputError(f"{bad_in_a_row} steps in a row had a loss or gradient that is not finite: {advice}")
 
 

@@ -19,7 +19,7 @@ from carvana.training.learner import Learner, build_learner
 from carvana.training.losses import weighted_sum
 from carvana.training.run import Budget, prepare_folder, refuse_conflict, write_run
 from carvana.training.split import Fold, initial_checkpoint, training_photos
-from carvana.training.state import load_state, save_state
+from carvana.training.state import load_state, save_state, saved_states
 from carvana.training.tracking import log_epoch, tracking
 from carvana.training.validation import validate
 
@@ -66,7 +66,9 @@ def train_fold(
             refuse_conflict(config, fold, resume, overwrite, budget)
     plan = budget and plan_fold(config, fold, budget, resume)
     config = plan.config if plan else config
-    learner = build_learner(config, initial_checkpoint(config, fold), tracker, fold.folder)
+    continued = resume and bool(saved_states(fold.folder / "state"))
+    initial = None if continued else initial_checkpoint(config, fold)
+    learner = build_learner(config, initial, tracker, fold.folder, pretrained=not continued)
     with process.main_process_first():
         if process.is_main_process:
             prepare_folder(fold, overwrite)
@@ -109,11 +111,11 @@ def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: flo
     learner.loss = weighted_sum(stage.loss)
     if done == 0:
         learner.begin_stage()
-    photos = shared_cache(learner, training_photos(fold, stage), stage.data)
+    photos, longest = shared_cache(learner, training_photos(fold, stage), stage.data), 0.0
     while True:
-        longest = max((r["train_seconds"] + r["val_seconds"] for r in records[-done:]), default=0)
         check_clock(learner, deadline, 1.05 * longest)  # a margin for writing
         records.append(run_epoch(learner, photos, fold, deadline))
+        longest = max(longest, records[-1]["train_seconds"] + records[-1]["val_seconds"])  # here, and in this stage
         log_epoch(learner, records[-1])  # before the state: if killed between them, it is written again
         keep_epoch(learner, fold, records, plan)
         stage, done = learner.config.stage_of(learner.position.epoch)  # it may have fewer epochs now

@@ -92,7 +92,8 @@ def build_learner(
         speed_up_convolutions(model)
     memory_format = config.train.memory_format
     if memory_format == "auto":
-        images = torch.Size((2, 3, *(config.data.crop or config.data.size)))
+        at_once = min(2, config.train.micro_batch or config.train.batch_size)
+        images = torch.Size((at_once, 3, *(config.data.crop or config.data.size)))
         memory_format = choose_format(model, Device(accelerator.device, precision), images)
     (memory_format,) = broadcast_object_list([memory_format])  # the first process decides: DDP wants them alike
     model = model.lay_out(accelerator.device, FORMATS[memory_format])

@@ -88,8 +88,10 @@ def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
     """
     if config.train.init_from is None:
         return None
-    path = fold.folder.parents[1] / config.train.init_from / fold.folder.name / "best.safetensors"
-    if path.parent == fold.folder:
+    named = fold.folder.parents[1] / config.train.init_from
+    run = named if named.exists() else Path(config.train.init_from)
+    path = run / fold.folder.name / "best.safetensors"
+    if path.parent.resolve() == fold.folder.resolve():
         raise InputError(f"train.init_from: {path} is this run's own, which it replaces; give it another --name")
     if leaking := leaking_cars(read_facts(path), fold.val_cars, fold.number, fold.digest):
         raise InputError(f"train.init_from: {path} has learnt from cars of this fold's validation: {few(leaking)}")
