@@ -79,7 +79,7 @@ def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
 def replace_run(target: Path, fetched: Path) -> None:
     """Puts a fetched run where an earlier part of it may lie. Raises InputError if another run lies there."""
     logs = [path.read_bytes() if (path := run / "log.jsonl").exists() else b"" for run in (target, fetched)]
-    if target.exists() and not logs[1].startswith(logs[0] or b"?"):
+    if not logs[1].startswith(logs[0]):
         raise InputError(f"{target}: holds another run than the fetched {fetched}; move it away, or give --runs")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(fetched, target)

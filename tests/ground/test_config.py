@@ -35,7 +35,7 @@ WRONG = {  # overrides
     "earlier_stages=[{data: {size: [64, 96]}}]": "earlier_stages: number 0 has no train.epochs of its own",
     "earlier_stages=[{train: {epochs: 1, seed: 3}}]": "earlier_stages: number 0 cannot change seed",
     "earlier_stages=[{train: {epochs: 1}, data: {photos: hq}}]": "earlier_stages: number 0 cannot change photos",
-    "earlier_stages=[{train: {epochs: 1}, optim: {weight_decay: 0}}]": "earlier_stages: number 0 cannot change weight_d",
+    "earlier_stages=[{train: {epochs: 1}, optim: {weight_decay: 0}}]": "earlier_stages: number 0 cannot change weight",
     "earlier_stages=[{train: {epochs: 1}, data: [256, 384]}]": "data = .*: .*dictionary",
     "train.init_from=2024-13-45": "not valid YAML: month",
     "earlier_stages=[{train: {epochs: 1}, model: {}}]": "earlier_stages: number 0 cannot change model",

@@ -42,7 +42,7 @@ from carvana.data.images import car_of
 from carvana.data.labels import read_labels
 from carvana.data.soft import read_soft
 from carvana.errors import InputError
-from carvana.log import write_json
+from carvana.log import alone_in, write_json
 from carvana.models.checkpoint import read_facts
 from carvana.models.encoder import create_encoder
 from carvana.submission.csv import read_submission
@@ -314,6 +314,37 @@ def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monk
         outputs.collect_runs(ledger, "train demo", "demo", runs)
         assert (runs / "demo" / "none" / "x").exists()
     assert joined == [(tmp_path / "a" / "runs" / "demo",)]
+
+
+def test_a_fetched_run_continues_the_one_that_lies_there_and_replaces_no_other(tmp_path):
+    target, fetched = (tmp_path / name / "fold0" for name in ("runs", "output"))
+    for folder, lines, state in ((target, "1\n", "epoch-0001"), (fetched, "1\n2\n", "epoch-0002")):
+        (folder / "state" / state).mkdir(parents=True)
+        (folder / "log.jsonl").write_text(lines)
+    outputs.replace_run(target, fetched)
+    assert [path.name for path in target.glob("state/*")] == ["epoch-0002"]
+    (target / "log.jsonl").write_text("another\n")
+    with pytest.raises(InputError, match=r"runs/fold0: holds another run than the fetched .*; move it away"):
+        outputs.replace_run(target, fetched)
+    assert (target / "log.jsonl").read_text() == "another\n"
+
+
+def test_one_command_at_a_time_writes_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "LEDGER", tmp_path / "launch.json")
+    with alone_in(tmp_path):
+        for command in (launch.wait, launch.fetch, lambda: launch.submit("demo"), lambda: push_train(tmp_path)):
+            with pytest.raises(InputError, match="another command is at work there"):
+                command()
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"folds": "0-5"}, r"--folds 0-5: .*folds\.csv has no fold 5"), ({"tta": "vflip"}, "no view is named vflip"),
+])  # fmt: skip
+def test_a_slip_is_refused_before_hours_are_spent(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(launch, "LEDGER", tmp_path / "launch.json")
+    with pytest.raises(InputError, match=message):
+        launch.push_train("demo", "alice", **{"folds": "0-4"} | changes)
+    assert not (tmp_path / "launch.json").exists()
 
 
 @pytest.fixture
@@ -616,10 +647,10 @@ def test_rates_are_fetched_for_the_plan_even_where_a_test_fails(server, mounts, 
 @pytest.mark.parametrize("rehearsed", [True, False])
 def test_a_session_without_its_gpu_ends_at_its_start(tmp_path, monkeypatch, capsys, rehearsed):
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
-    monkeypatch.setattr(runtime, "REHEARSED", rehearsed)
+    monkeypatch.setattr(runtime, "KAGGLE", None if rehearsed else tmp_path)
     monkeypatch.setattr(runtime.Session, "gpus", 0)
     for gpu in (False, True):
-        session = runtime.Session({"kernel": "train", "gpu": gpu}, tmp_path / "code", "c0ffee", "d1")
+        session = runtime.Session({"kernel": "train", "gpu": gpu}, tmp_path / "code", "", "")
         with contextlib.nullcontext() if rehearsed or not gpu else pytest.raises(SystemExit):
             session.check_gpus()
     assert ("no GPU in this session: verify" in capsys.readouterr().err) is not rehearsed
