@@ -133,7 +133,7 @@ def test_a_killed_run_in_fp16_resumes_to_the_same_weights_and_predicts_in_fp16(t
 
 def test_a_folds_memory_is_given_back_before_the_next_one(tiny, fold, monkeypatch):
     learners, build = [], module.build_learner
-    monkeypatch.setattr(module, "build_learner", lambda *settings: remember(build(*settings)))
+    monkeypatch.setattr(module, "build_learner", lambda *args, **options: remember(build(*args, **options)))
 
     def remember(learner: Learner) -> Learner:
         assert all(reference() is None for references in learners for reference in references)
