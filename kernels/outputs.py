@@ -81,8 +81,9 @@ def replace_run(target: Path, fetched: Path) -> None:
     logs = [path.read_bytes() if (path := run / "log.jsonl").exists() else b"" for run in (target, fetched)]
     if not logs[1].startswith(logs[0]):
         raise InputError(f"{target}: holds another run than the fetched {fetched}; move it away, or give --runs")
+    shutil.copytree(fetched, temporary := target.with_name(f".{target.name}.tmp"), dirs_exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(fetched, target)
+    temporary.rename(target)
 
 
 def collect_submission(output: Path, target: Path) -> None:
