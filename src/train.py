@@ -3,12 +3,15 @@
 Several GPUs or machines: `torchrun --nproc_per_node 2 src/train.py unet_resnet34_1024 --fold 0`.
 """
 
+import re
 from typing import Annotated
 
 import typer
 
 from carvana import command
 from carvana.errors import InputError
+
+EPOCHS_GIVEN = re.compile(r"(earlier_stages|train\.epochs)=|train=.*\bepochs\b")  # by --set
 
 
 def main(
@@ -46,7 +49,7 @@ def main(
     check_tracker(tracker)
     folds = read_folds(folds_file)
     numbers = parse_folds(fold, folds["fold"])
-    given = limit or any(override.startswith(("train.epochs=", "earlier_stages=")) for override in overrides)
+    given = limit or any(map(EPOCHS_GIVEN.match, overrides))
     if numbers == [None] and not given:  # beside folds, all have the same settings
         config = with_epochs_of_folds(config, runs / config.name, resume)
     if dry_run:

@@ -282,6 +282,8 @@ def test_the_script_trains_all_cars_beside_folds_or_with_their_epochs(demo, tmp_
     done = run_script(*command, "--fold", "none", "--dry-run", "--no-timing")
     assert ("1 epochs, the median of fold0\n" in done.stderr, "32x48, 1 epochs" in done.stdout) == (True, True)
     assert done.stdout.splitlines()[-1].startswith("fold none on a T4: ")
+    done = run_script(*command, "--fold", "none", "--dry-run", "--no-timing", "--set", "train={epochs: 4}")
+    assert ("median" in done.stderr, "32x48, 4 epochs" in done.stdout) == (False, True)
 
 
 def test_all_cars_start_from_another_runs_network_of_all_cars(tiny, all_cars, tmp_path):

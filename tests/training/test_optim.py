@@ -77,6 +77,18 @@ def test_muon_moves_convolutions_and_leaves_all_else_to_adamw():
     assert moved.flatten().dot(grads[0].flatten()) < 0
 
 
+def test_muon_leaves_the_encoder_to_adamw():
+    model = build_model(ModelConfig(encoder="test_efficientnet", pretrained=False))
+    optimizer = build_optimizer(model, OptimConfig(optimizer="muon"))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    by_muon = {name for name, p in model.named_parameters() if "momentum" in optimizer.state[p]}
+    assert by_muon == {
+        name for name, p in model.named_parameters() if name.startswith("network.decoder.") and p.ndim == 4
+    }
+
+
 def test_muon_decays_weights_and_skips_those_without_gradient():
     first, second = (torch.ones(4, 4, requires_grad=True) for _ in range(2))
     first.grad = torch.zeros(4, 4)

@@ -1,4 +1,4 @@
-"""Muon for the weights of convolutions (Jordan et al., 2024), AdamW for all else."""
+"""Muon for the weights of the decoder's convolutions (Jordan et al., 2024), AdamW for all else."""
 
 import torch
 
@@ -11,13 +11,14 @@ class Muon(torch.optim.AdamW):
     """AdamW, but weights that mix channels, (C_out, C_in, ...), move by an orthogonal matrix.
 
     In the momentum of a convolution a few directions are far larger than the others, which hardly move for it. The
-    nearest orthogonal matrix moves all of them alike.
+    nearest orthogonal matrix moves all of them alike. Groups marked `encoder` are AdamW's: a pretrained encoder gains
+    nothing by it, and would take nine tenths of the multiplications.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter in () if group.get("encoder") else group["params"]:
                 if parameter.grad is not None and mixes_channels(parameter):
                     self._move(parameter, group["lr"], group["weight_decay"])
                     parameter.grad = None  # nothing is left for AdamW
