@@ -81,7 +81,9 @@ def replace_run(target: Path, fetched: Path) -> None:
     logs = [path.read_bytes() if (path := run / "log.jsonl").exists() else b"" for run in (target, fetched)]
     if not logs[1].startswith(logs[0]):
         raise InputError(f"{target}: holds another run than the fetched {fetched}; move it away, or give --runs")
-    shutil.copytree(fetched, temporary := target.with_name(f".{target.name}.tmp"), dirs_exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a copy that was killed
+    shutil.copytree(fetched, temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 

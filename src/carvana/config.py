@@ -128,7 +128,7 @@ class LossConfig(Group):
 
 
 class OptimConfig(Group):
-    optimizer: Literal["muon", "adamw"] = Field("adamw", description="muon: of the decoder's convolutions")
+    optimizer: Literal["muon", "adamw"] = Field("adamw", description="muon: of convolutions outside the encoder")
     lr: float = Field(1e-3, gt=0, le=1, description="peak rate")
     encoder_lr_factor: Fraction = Field(0.5, description="rate of the pretrained encoder over lr")
     layer_decay: Fraction = Field(1.0, gt=0, description="rate of each part of the encoder over the next one's")

@@ -1,4 +1,4 @@
-"""Muon for the weights of the decoder's convolutions (Jordan et al., 2024), AdamW for all else."""
+"""Muon for the weights of convolutions outside the encoder (Jordan et al., 2024), AdamW for all else."""
 
 import torch
 
