@@ -8,7 +8,7 @@ DEMO := --input runs/demo/input
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kaggle-image lint folds train evaluate submission
+.PHONY: help demo test test-gpu test-kaggle-image lint folds train evaluate submission
 
 help:  ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -35,10 +35,13 @@ demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a subm
 	@echo "  runs/demo/overlays.jpg     predicted outlines on the test photos: look at it"
 
 test: .venv/installed-dev  ## Runs the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+test-gpu: .venv/installed-dev  ## Runs the tests that need a GPU, which the suite hides
+	$(BIN)/python -m pytest tests/gpu
 
 test-kaggle-image: .venv-kaggle/installed  ## Runs the test suite with the library versions of Kaggle's image
-	OMP_NUM_THREADS=1 .venv-kaggle/bin/python $(PYTEST)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv-kaggle/bin/python $(PYTEST)
 
 lint: .venv/installed-dev  ## Checks style and formatting
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ import library  # noqa: F401
 import pandas as pd
 import typer
 from contestants import train_ours
-from machine import describe_machine, headline
+from machine import describe_machine, device_name, headline
 from race import Race, score
 from results import reuse
 
@@ -87,6 +87,8 @@ def main(
                 "fold": fold,
                 "folds_digest": split.digest,
                 "cars": photos.cars,
+                "device": device_name(process_state().device),
+                "precision": chosen_precision(config.train.precision),
                 "config": seeded.model_dump(mode="json"),
             }
             path = output / f"{name}-{seed}.json"

@@ -45,6 +45,8 @@ def train_by_clock(race: Race, recipe: Recipe) -> Trained:
     dataset = HardMaskSet(race.fold.train, recipe.fit, recipe.hflip)
     loader = DataLoader(dataset, recipe.batch_size, shuffle=True, **worker_options(NUM_WORKERS))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    next(iter(loader))  # starts the server that workers are forked of
+    torch.backends.cudnn.benchmark = True  # as ours
     seconds, clock, photos = 60 * race.minutes, 0.0, 0
     model.train()
     started = time.monotonic()

@@ -55,6 +55,9 @@ def main(
         theirs, ours, extracted = Path(folder) / "theirs.csv", Path(folder) / "ours.csv", Path(folder) / "test"
         extract(photos, image_ids, extracted)
         networks = [load_checkpoint(path) for path in paths]
+        for network in networks:
+            network.model.eval().lay_out(device.device, torch.contiguous_format)
+            common_probs(network, torch.zeros(1, 3, *network.config.data.size, dtype=torch.uint8), False)  # warms up
         seconds = time_call(
             lambda: predict_commonly(networks, extracted, Path(folder) / "maps", len(views) > 1, theirs)
         )
@@ -98,19 +101,21 @@ def store_maps(network: Checkpoint, photos: Path, folder: Path, mirrored: bool) 
     """A fold's mean over the views, 255 times the probability, rounded."""
     folder.mkdir(parents=True)
     height, width = network.config.data.size
-    device = local_device().device
-    model = network.model.eval().to(device)
     for photo in progress(sorted(photos.iterdir()), f"fold {network.fold}"):
         image = cv2.cvtColor(cv2.imread(str(photo)), cv2.COLOR_BGR2RGB)
         small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        images = torch.from_numpy(small).permute(2, 0, 1)[None].to(device)
-        with torch.no_grad():
-            probs = model(images).sigmoid()
-            if mirrored:
-                probs = (probs + model(images.flip(-1)).sigmoid().flip(-1)) / 2
+        probs = common_probs(network, torch.from_numpy(small).permute(2, 0, 1)[None], mirrored)
         whole = cv2.resize(probs[0, 0].cpu().numpy(), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         if not cv2.imwrite(str(folder / f"{photo.name}.png"), np.rint(255 * whole).astype(np.uint8)):
             raise OSError(f"{folder}: the disk is full")
+
+
+def common_probs(network: Checkpoint, images: torch.Tensor, mirrored: bool) -> torch.Tensor:
+    """(1, 1, h, w) of uint8 (1, 3, h, w), in float32 and channels-first."""
+    images = images.to(next(network.model.parameters()).device)
+    with torch.no_grad():
+        probs = network.model(images).sigmoid()
+        return (probs + network.model(images.flip(-1)).sigmoid().flip(-1)) / 2 if mirrored else probs
 
 
 def score(path: Path, photos: Photos) -> float:

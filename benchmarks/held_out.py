@@ -12,7 +12,7 @@ from typing import Annotated
 import library  # noqa: F401
 import pandas as pd
 import typer
-from machine import describe_machine, headline
+from machine import describe_machine, device_name, headline
 from race import score_photos
 from results import reuse
 
@@ -47,6 +47,7 @@ def main(
         refuse_leak(entry, photos.cars, all_seen_cars(network.path for network in members))
         digests = [network.digest for network in members]
         settings = {"networks": digests, "views": choice.views, "cars": photos.cars, "backend": backend}
+        settings |= {"device": device_name(device.device), "precision": device.precision}
         predict = partial(predict_entry, choice, networks, photos, device, backend)
         results[entry] = reuse(output / f"{entry.replace(':', '-')}.json", settings, overwrite, predict)
     report(results, photos)

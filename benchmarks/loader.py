@@ -27,6 +27,7 @@ from carvana.data.cache import GIB, PhotoCache
 from carvana.data.decoding import decode_image
 from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos, open_train
+from carvana.errors import InputError
 from carvana.experiment import load_experiment
 from carvana.training.batches import train_loader
 from carvana.training.dry_run import T4_FLOPS
@@ -68,10 +69,16 @@ def main(
 def epoch_rates(stage: Config, photos: Photos) -> Iterator[tuple[float, float]]:
     """Of the loader's epochs: the first one decodes photos, later ones find all in the cache.
 
-    Photos a second, and photos a second of a core's time: of that, what else runs on the machine takes nothing.
+    Photos a second, and photos a second of a core's time: of that, what else runs on the machine takes nothing. There
+    are fewer workers than batches. Raises InputError for a single batch, which takes no time after itself.
     """
-    cars = -(-BATCHES * max(1, stage.data.num_workers) * stage.train.batch_size // 16)
-    photos, learner = photos.select(photos.cars[:cars]), build_learner(stage, pretrained=False)
+    workers, batch_size = stage.data.num_workers, stage.train.batch_size
+    photos = photos.select(photos.cars[: -(-BATCHES * max(1, workers) * batch_size // 16)])
+    batches = len(photos.image_ids) // batch_size
+    if batches < 2:
+        raise InputError(f"{len(photos.image_ids)} photos are less than two batches of {batch_size}: give more cars")
+    stage = stage.changed(data={"num_workers": min(workers, batches - 1)})
+    learner = build_learner(stage, pretrained=False)
     cache = PhotoCache(photos, Fit.of(stage.data), 8 * math.prod(stage.data.size) * len(photos.image_ids) / GIB)
     while True:
         loader = train_loader(learner, cache)

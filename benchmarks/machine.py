@@ -21,13 +21,18 @@ def describe_machine(device: Device) -> dict:
     except PackageNotFoundError:
         smp = {}
     return {
-        "device": torch.cuda.get_device_name(device.device) if device.device.type == "cuda" else processor(),
+        "device": device_name(device.device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "precision": "float32" if device.precision == "no" else device.precision,
         "versions": versions() | smp,
         "commit": git_commit(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's, or the CPU's with what decides about bf16."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def processor() -> str:

@@ -82,6 +82,7 @@ def run_networks(mix: Mix, images: torch.Tensor) -> torch.Tensor:
 
 def time_networks(mix: Mix, images: torch.Tensor, batches: int, device: Device) -> float:
     """Seconds for so many batches through all folds and views, on the device before and after."""
+    torch.backends.cudnn.benchmark = True  # as in prediction
     started = time.monotonic()
     with torch.inference_mode(), device.autocast():
         for _ in range(batches):

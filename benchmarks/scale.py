@@ -18,11 +18,12 @@ from zipfile import ZIP_STORED, ZipFile
 
 import library  # noqa: F401
 import typer
-from machine import processor
+from machine import describe_machine, headline
 
 from carvana import command
 from carvana.data.images import Photos, open_test, open_train
 from carvana.data.rle import rle_encode
+from carvana.device import local_device
 from carvana.errors import InputError
 from carvana.log import progress
 from carvana.submission.checker import find_faults
@@ -50,7 +51,7 @@ def main(
 ) -> None:
     photos, masks = open_test(input_root, cars_file=cars), open_train(input_root, train_cars)
     options = ["--tta", tta, "--runs", runs, "--backend", backend, "--threshold", 0.5]
-    print(f"{processor()}; {experiment}, {tta}, {backend}")
+    print(f"{headline(describe_machine(local_device()))}; {experiment}, {tta}, {backend}")
     print(f"{'':12}{'peak MiB':>10}{'photos/s':>10}  left on the disk")
     peaks = [predict(photos, count, [experiment, *options]) for count in (few, many)]
     growth = peaks[1] / peaks[0] - 1

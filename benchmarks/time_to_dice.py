@@ -14,7 +14,7 @@ import library  # noqa: F401
 import torch
 import typer
 from contestants import CONTESTANTS, parse_contestants
-from machine import describe_machine, headline
+from machine import describe_machine, device_name, headline
 from race import Race, score
 from results import reuse
 
@@ -91,6 +91,7 @@ def describe_task(fold: Fold, views: list[str], device: Device) -> dict:
         "train_cars": fold.train.cars,
         "val_cars": fold.val.cars,
         "views": views,
+        "device": device_name(device.device),
         "precision": device.precision,
     }
 

@@ -24,6 +24,7 @@ from carvana.device import Device
 from carvana.experiment import load_experiment
 from carvana.models import Segmenter, build_model
 from carvana.models.cpu import speed_up_convolutions
+from carvana.models.formats import FORMATS
 from carvana.training.batches import train_loader
 from carvana.training.engine import train_one_epoch
 from carvana.training.learner import Learner, build_learner
@@ -53,14 +54,8 @@ def main(
     images, masks = next(iter(train_loader(learner, PhotoCache(source, Fit.of(config.data), 0))))
     images, masks = images.to(device.device), masks.to(device.device).float() / 255
     steps = len(source.image_ids) // len(images)
-    default = bare_step(default_model(config, device), config, images, masks, device)
-    float32 = bare_step(
-        default_model(config, device).lay_out(device.device, torch.contiguous_format),
-        config,
-        images,
-        masks,
-        Device(device.device),
-    )
+    build = lambda layout, device: bare_step(default_model(config, device, layout), learner, images, masks, device)
+    default, float32 = build(learner.memory_format, device), build("contiguous", Device(device.device))
     for step in (default, float32):
         step()  # oneDNN and cuDNN choose their kernels
     print(f"{headline(describe_machine(device))}; {config.name}, {len(source.image_ids)} photos a block")
@@ -77,27 +72,30 @@ def main(
     report(rates, learner.accelerator.mixed_precision)
 
 
-def default_model(config: Config, device: Device) -> Segmenter:
+def default_model(config: Config, device: Device, layout: str) -> Segmenter:
     """As a run trains it."""
     model = build_model(config.model)
     if device.device.type == "cpu":
         speed_up_convolutions(model)
-    return model.lay_out(device.device, torch.channels_last)
+    return model.lay_out(device.device, FORMATS[layout])
 
 
 def bare_step(
-    model: Segmenter, config: Config, images: torch.Tensor, masks: torch.Tensor, device: Device
+    model: Segmenter, learner: Learner, images: torch.Tensor, masks: torch.Tensor, device: Device
 ) -> Callable[[], None]:
     """Forward, backward, optimizer and averaged weights on a batch that is on the device, and nothing else."""
+    config, micro_batch = learner.config, learner.position.micro_batch
+    parts = list(zip(images.split(micro_batch), masks.split(micro_batch), strict=True))
     model.train()
     ema = ModelEmaV3(model, decay=config.optim.ema_decay)
     optimizer, loss = build_optimizer(model, config.optim), weighted_sum(config.loss)
 
     def step() -> None:
-        with device.autocast():
-            logits = model(images)
-        value = loss(logits, masks).mean()
-        value.backward()
+        for part, truth in parts:
+            with device.autocast():
+                logits = model(part)
+            value = loss(logits, truth).sum() / len(images)
+            value.backward()
         optimizer.step()
         optimizer.zero_grad()
         ema.update(model)

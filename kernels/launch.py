@@ -163,12 +163,15 @@ def push_submit(
     networks = {str(number) for entry in trained for number in entry.settings["folds"]} | {"all"}
     if fold and (missing := {part.strip() for part in fold.split(",")} - networks):
         raise InputError(f"--fold {fold}: fold {min(missing)} is not trained; `push train {training} --folds` does it")
+    sources = [entry.kernel for entry in trained]
     for entry in ledger.of(job):
         if not entry.part.endswith(f" of {shards}"):
             raise InputError(f"{entry.name}: was begun so; give --shards {entry.part.rpartition(' ')[2]}")
+        if entry.round == 1 and entry.sources != sources:
+            raise InputError(f"{entry.name}: folds were trained since it was begun; give another --name")
     for number in range(1, shards + 1):
         settings = submit_settings([experiment], (number, shards), tta, threshold, hours, fold, labels)
-        ledger.plan(Entry(job, f"shard {number} of {shards}", settings, [entry.kernel for entry in trained]))
+        ledger.plan(Entry(job, f"shard {number} of {shards}", settings, sources))
     options = {"cars": cars, "accelerator": accelerator}
     driver = Driver(owner, "submit", options, dirty, poll, retry, logs, not no_run)
     if not drive(ledger, job, driver):
@@ -256,8 +259,8 @@ def submit(
         raise InputError(f"{file}: does not exist; `launch.py push submit {options_of(experiment, name)}` makes it")
     if name and job_name("train", experiment, name) in {entry.job for entry in ledger.training_of(job)}:
         runs /= name  # the networks are else those of the experiment
-    message = leaderboard.submission_message(ledger, job, experiment, runs)
     digest, states = digest_of(file), ledger.content["submissions"]
+    message = leaderboard.submission_message(ledger, job, experiment, runs, digest)
     if states.get(digest) == "scored" and not again:
         raise InputError(f"{file}: was submitted before; --again submits it once more")
     if states.get(digest) != "submitted" or again:

@@ -18,7 +18,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Where all is written; may be the folder of the photos.")] = ...,
     background: Annotated[str | None, typer.Option(help="white, '#rrggbb' or a picture's FILE to set cars on.")] = None,
     hard: Annotated[bool, typer.Option("--hard", help="Masks of 0 and 255, rims as in the photo.")] = False,
-    tiles: Annotated[bool, typer.Option("--tiles", help="See contours of large photos at the scale of training.")] = False,
+    tiles: Annotated[bool, typer.Option("--tiles", help="See contours of large photos at training's scale.")] = False,
     ensemble: command.EnsembleOption = None, tta: command.TtaOption = None, threshold: command.ThresholdOption = None,
     fold: command.NetworksOption = None, runs: command.RunsOption = command.RUNS,
     backend: command.BackendOption = "torch", overwrite: command.OverwriteOption = False,

@@ -15,6 +15,8 @@ from accelerate.state import AcceleratorState
 from hypothesis import settings
 
 from carvana.config import parse_config
+from carvana.data.archive import Archive
+from carvana.errors import InputError
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("unhurried")
@@ -86,11 +88,15 @@ def full_disk(most: int):
 
 @pytest.fixture(scope="session")
 def carvana_data() -> Path:
-    """The competition's files: input/, or the folder that CARVANA_DATA names."""
-    root = Path(os.environ.get("CARVANA_DATA", SRC.parent / "input"))
-    if not all(any(root.glob(f"{part}*")) for part in ("train_masks.csv", "train_masks", "train")):
-        pytest.skip(f"{root} does not hold the competition's train, train_masks and train_masks.csv")
-    return root
+    """The competition's files: those that CARVANA_DATA names, or in input/, if they are there."""
+    if named := os.environ.get("CARVANA_DATA"):
+        return Path(named)
+    archive = Archive(SRC.parent / "input")
+    try:
+        archive.part("train"), archive.part("train_masks"), archive.read_file("train_masks.csv")
+    except InputError as error:
+        pytest.skip(str(error))
+    return archive.root
 
 
 @pytest.fixture(scope="session")

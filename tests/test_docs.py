@@ -20,8 +20,7 @@ def commands() -> list[tuple[str, str]]:
     called = []
     for page, text in TEXTS.items():
         text = text.replace("\\\n", " ")
-        for quoted in re.findall(r"^(?:python|torchrun|.*?\bpython) .*$|`((?:python|torchrun) [^`]+)`", text, re.M):
-            called += [(page, quoted)] if quoted else []
+        called += [(page, " ".join(quoted.split())) for quoted in re.findall(r"`((?:python|torchrun) [^`]+)`", text)]
         for line in re.findall(r"^(?:\.venv/bin/)?(?:python|torchrun) .*$", text, re.M):
             called.append((page, line.partition(" # ")[0]))
     return sorted(set(called))
@@ -68,10 +67,10 @@ def test_every_experiment_is_on_the_page_of_training():
 def test_every_setting_and_loss_is_on_the_page_of_training():
     text = TEXTS["docs/training.md"]
     config = Config(name="x")
-    for group in ("model", "optim"):
-        hidden = {"pretrained", "decoder_channels", "base_width", "border", "lr", "weight_decay", "warmup", "clip"}
+    for group in ("data", "model", "optim", "train"):
+        hidden = {"pretrained", "decoder_channels", "border", "lr", "weight_decay", "warmup", "clip"}
         for name in set(type(getattr(config, group)).model_fields) - hidden:
-            assert f"`{name}`" in text or f"`{group}.{name}`" in text, name
+            assert re.search(rf"`(?:{group}\.)?{name}\b", text), name
     for name in type(config.loss).model_fields:
         assert f"`{name}`" in text, name
 

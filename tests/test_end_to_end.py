@@ -149,6 +149,13 @@ def test_submission_and_cut_outs_are_the_mean_of_folds_and_views(workplace):
         assert (mask != (cv2.imread(str(root / f"cut/{stem}_mask.png"), cv2.IMREAD_UNCHANGED) > 0)).mean() < 0.01
 
 
+def test_a_photo_that_was_not_cut_gives_status_one(workplace, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    arguments = f"tiny --photos {tmp_path} --output {tmp_path / 'cut'} --runs runs"
+    result = run_script("cut_out.py", *arguments.split(), cwd=workplace[0], check=False)
+    assert (result.returncode, "\n1 photos were not cut: see above" in result.stdout) == (1, True)
+
+
 def test_a_killed_training_resumes_to_the_same_weights_and_leaves_no_process(workplace):
     root, _ = workplace
     command = f"train.py tiny.yaml --fold 1 --name killed {DATA} {FOLDS}"

@@ -72,9 +72,20 @@ def write_records(path: Path, records: list[dict]) -> None:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def read_records(path: Path) -> list[dict]:
-    """The JSON lines of a file; none if it is absent."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_records(path: Path, remedy: str = "bring it back, or begin anew without it") -> list[dict]:
+    """The JSON lines of a file; none if it is absent. Raises InputError, with the remedy, if one is none."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON lines ({error}); {remedy}") from None
+
+
+def read_json(path: Path, remedy: str) -> dict:
+    """The content of a file. Raises InputError, with the remedy, if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable ({error}); {remedy}") from None
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -110,6 +110,16 @@ def test_whole_photos_have_the_pixels_that_training_gets(source, num_workers):
     assert next(load_photos(photos, image_ids[:1], *options)).masks == [None]
 
 
+def test_a_mask_of_another_size_than_its_photo_is_named(source, monkeypatch):
+    photos = source.photos
+    monkeypatch.setattr(photos, "mask", lambda image_id: np.zeros((96, 145), bool))
+    words = (
+        rf"{photos.image_ids[0]}_mask\.gif: \(height, width\) is \(96, 145\), its photo's is \(96, 144\); replace it"
+    )
+    with pytest.raises(InputError, match=words):
+        next(load_photos(photos, photos.image_ids[:1], [source.fit], torch.device("cpu"), Loading(), masks=True))
+
+
 def test_threads_keep_the_order_and_never_run_ahead_of_the_queue():
     second_is_done, taken = threading.Event(), []
 

@@ -5,9 +5,10 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import run_script
+from conftest import full_disk, run_script
 from varied_runs import CPU, write_unseen
 
 from carvana.config import DataConfig
@@ -133,6 +134,30 @@ def test_the_threshold_is_the_best_and_nearest_to_one_half_of_the_same_checkpoin
     for name, words in (("small", "of other checkpoints"), ("other", r"oof\.json: missing")):
         with pytest.raises(InputError, match=rf"{words}.*: run src/evaluate\.py {name}, or give --threshold"):
             choose(name)
+    (folder / "oof.json").write_text("<html>403</html>")
+    with pytest.raises(
+        InputError, match=r"oof\.json: not readable .*; run src/evaluate\.py small, or give --threshold"
+    ):
+        choose()
+
+
+def test_no_evaluation_is_left_beside_another_ones_table(unseen, written, oof):
+    folder, _ = written
+    size = (folder / "oof.csv").stat().st_size
+    with full_disk(size // 2), pytest.raises(OSError, match="requested and .* written"):
+        write_oof(folder, oof, unseen, VIEWS)
+    assert not (folder / "oof.json").exists()
+
+
+def test_cars_whose_names_are_numbers_keep_them(written):
+    folder, _ = written
+    for path in (folder / "oof.csv", folder / "oof_masks.csv.gz"):
+        table = pd.read_csv(path, dtype=str).rename(columns={"img": "image_id"})
+        table["image_id"] = [f"{place:04}" for place in range(len(table))]
+        table = table.assign(car="0001") if "car" in table else table.rename(columns={"image_id": "img"})
+        table.to_csv(path, index=False)
+    table = read_oof(folder)[1].table
+    assert (table["image_id"][1], set(table["car"])) == ("0001", {"0001"})
 
 
 def test_networks_are_named_by_folds_all_and_none(unseen, tmp_path, capsys):
@@ -258,7 +283,9 @@ def test_choose_ensemble_writes_what_a_submission_reads(both, demo):
     content = json.loads((runs / "ensemble.json").read_text())
     heading = "  Dice     95 % interval     gain      95 % interval       choice\n"
     assert printed.startswith(f"64 photos of 4 cars, fold 0, 1\non a sample of pixels:\n{heading}  0.")
-    assert printed.count("  small, identity, threshold 0.50\n") == 1 + (content["experiments"] == {"small": 1.0})
+    assert printed.count("  small, identity, threshold 0.50\n") == 1 + (
+        content["simplest"]["experiments"] == {"small": 1.0}
+    )
     assert printed.endswith(f"ensemble.json: {choice}: out-of-fold Dice {content['dice']:.5f}\n")
     assert (content["gain"] == 0) == ("the simplest choice is kept" in printed)
     assert content["gain"] == pytest.approx(content["dice"] - content["simplest"]["dice"])

@@ -1,6 +1,7 @@
 """These tests need a GPU: without CUDA none is collected.
 
-They need pytest and the library alone, and run by themselves, too: `PYTHONPATH=src python -m pytest tests/gpu`.
+`make test-gpu`, or with pytest and the library alone:
+`PYTHONPATH=src python -m pytest --confcutdir tests/gpu tests/gpu`.
 """
 
 import pytest

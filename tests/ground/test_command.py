@@ -123,6 +123,13 @@ def test_set_up_keeps_memory_and_what_the_user_has_set_and_help_loads_no_large_l
         assert page_faults[1] < page_faults[0] / 10
 
 
+@pytest.mark.parametrize(("changed", "mark"), [("", ""), (" M train.py\n", "-dirty")])
+def test_a_commit_is_marked_if_tracked_code_differs_from_it(changed, mark, monkeypatch):
+    answers = [subprocess.CompletedProcess("git", 0, stdout=text) for text in (changed, "c0ffee\n")]
+    monkeypatch.setattr(provenance.subprocess, "run", Mock(side_effect=answers))
+    assert provenance.git_commit.__wrapped__() == f"c0ffee{mark}"
+
+
 def test_a_commit_that_git_does_not_tell_is_unknown_for_its_reason(monkeypatch, capsys):
     stderr = "fatal: detected dubious ownership\n\n\tgit config --global --add safe.directory /x\n"
     refusal = Mock(side_effect=subprocess.CalledProcessError(128, "git", stderr=stderr))

@@ -176,7 +176,7 @@ def test_the_submission_is_what_the_scripts_predict_here_with_the_fetched_folds(
     assert "1 of 2 blocks are there already" in season.machines[6].log
     assert ("overlays.jpg" in merged.status["files"], "rows of 3 parts, checked" in merged.log) == (True, True)
     assert (season.server.uploads, len(season.server.submissions)) == ([file.read_bytes()] * 3, 2)
-    message = r"demo, folds 0 1, none, CV 0\.\d{5} of 32 photos, commit [0-9a-f]{7}"
+    message = r"demo, folds 0 1, none, CV 0\.\d{5} of 32 photos, commit [0-9a-f]{7}, file [0-9a-f]{7}"
     assert re.fullmatch(message, season.server.submissions[0]["description"])
     record, again = read_journal(season.root / "submissions" / "log.jsonl")
     assert (record["public"], record["private"], again) == (0.9971, 0.9968, record)
@@ -282,7 +282,10 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
     assert {*map(car_of, labelled)} < {*read_facts(folder / "best.safetensors")["seen_cars"]}
     submission = manifest_path(tmp_path / "submissions" / "student.csv.gz")
     assert [*read_manifest(submission).checkpoints["demo"]] == ["none"]
-    messages = r"demo, fold none, none, no CV, commit [0-9a-f]{7}", r"demo, folds 0 1, none, CV 0\.\d{5} of 32 .*"
+    messages = (
+        r"demo, fold none, none, no CV, commit [0-9a-f]{7}, file [0-9a-f]{7}",
+        r"demo, folds 0 1, none, CV 0\.\d{5} of 32 .*",
+    )
     assert all(map(re.fullmatch, messages, (row["description"] for row in server.submissions)))
     record, step = read_journal(tmp_path / "submissions" / "log.jsonl")[-1], "submit --experiment demo --name student"
     assert (record["public"], record["command"]) == (0.9971, f"launch.py push {step}")
@@ -409,8 +412,24 @@ def test_the_message_of_a_submission_names_its_networks_and_whose_score_is_given
     for fold, words in (("none", "fold none, hflip, the folds' CV 0.9"), (None, "folds 0 1, hflip, CV 0.9")):
         settings = submit_settings(["demo"], (1, 1), "hflip", None, 1, fold)
         ledger = SimpleNamespace(last_rounds=lambda job, settings=settings: [Entry(job, "", settings, [])])
-        message = leaderboard.submission_message(ledger, "submit demo", "demo", tmp_path / "runs")
-        assert message == f"demo, {words}0000 of 32 photos, commit 0123456"
+        message = leaderboard.submission_message(ledger, "submit demo", "demo", tmp_path / "runs", "fedcba9876")
+        assert message == f"demo, {words}0000 of 32 photos, commit 0123456, file fedcba9"
+
+
+def test_an_upload_begun_again_is_told_from_earlier_ones_of_the_same_file(tmp_path):
+    ledger, calls, rows = Ledger(tmp_path / "launch.json"), [], [{}]
+    ledger.content["submissions"]["digest"] = "scored"
+
+    def submit(*call) -> None:
+        calls.append(call)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    client = SimpleNamespace(submissions_left=lambda: 3, submissions=lambda message: rows, submit=submit)
+    with pytest.raises(KeyboardInterrupt):
+        leaderboard.upload("x.csv", "message", "digest", ledger, client)
+    leaderboard.upload("x.csv", "message", "digest", Ledger(ledger.path), client)
+    assert calls == [("x.csv", "message", 1)] * 2
 
 
 def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, monkeypatch):
@@ -432,8 +451,13 @@ def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, mo
         launch.push_submit("demo", "alice", shards=4)
     with pytest.raises(InputError, match="fold 4 is not trained; `push train --experiment demo --folds` does it"):
         launch.push_submit("demo", "alice", name="another", fold="4,none")
-    planned = [entry.part for entry in Ledger(tmp_path / "launch.json").of("submit demo")]
-    assert planned == ["shard 1 of 2", "shard 2 of 2"]
+    push_train(tmp_path, folds="0-4,none")
+    ledger = Ledger(tmp_path / "launch.json")
+    assert [entry.part for entry in ledger.of("submit demo")] == ["shard 1 of 2", "shard 2 of 2"]
+    ledger.last_rounds("train demo")[-1].state = "done"
+    ledger.save()
+    with pytest.raises(InputError, match="shard 1 of 2: folds were trained since it was begun; give another --name"):
+        launch.push_submit("demo", "alice", shards=2)
 
 
 def test_another_name_has_its_own_runs(server, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import pytest
 import torch
@@ -56,10 +57,20 @@ def test_the_file_alone_rebuilds_the_model_also_of_earlier_versions(saved, tiny)
     for file in (path, store("old", **EARLIER)):
         checkpoint = load_checkpoint(file)
         assert torch.equal(checkpoint.model(images), model(images))  # in evaluation mode
-        assert (checkpoint.fold, checkpoint.epoch, checkpoint.dice, checkpoint.folds_digest) == (3, 7, 0.5, "abc")
+        facts = read_facts(file)
+        assert (checkpoint.fold, facts["epoch"], facts["dice"], facts["folds_digest"]) == (3, 7, 0.5, "abc")
         assert (checkpoint.config.name, checkpoint.config.model) == ("tiny", tiny().model)
         assert (checkpoint.config.data.size, checkpoint.config.data.fit) == (tiny().data.size, "resize")
     assert {"commit", "versions"} < read_facts(path).keys()
+
+
+def test_another_process_reads_the_same_weights_or_none(saved, tiny):
+    path, model, _ = saved
+    checkpoint = load_checkpoint(path)
+    assert pickle.loads(pickle.dumps(checkpoint)).digest == checkpoint.digest
+    save_checkpoint(path, model, tiny(), fold=3, epoch=8, dice=0.6, folds_digest="abc")
+    with pytest.raises(InputError, match=r"best\.safetensors: its training went on meanwhile; give the command again"):
+        pickle.loads(pickle.dumps(checkpoint))
 
 
 def test_a_full_disk_leaves_the_old_file(saved, tiny):

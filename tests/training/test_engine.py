@@ -26,6 +26,10 @@ def train(learner: Learner, photos: int = 16, deadline: float = math.inf) -> dic
     return train_one_epoch(learner, batches(photos), deadline)
 
 
+def raise_(error: Exception) -> None:
+    raise error
+
+
 @pytest.fixture
 def learner(tiny):
     return build_learner(tiny())
@@ -39,6 +43,23 @@ def test_an_epoch_learns_and_counts_its_steps_until_the_clock_stops_it(learner, 
     with pytest.raises(OutOfTime):
         train(learner, deadline=99.0)
     assert learner.position.step == 12
+
+
+def test_the_gradient_of_a_step_is_no_longer_than_allowed(tiny, monkeypatch):
+    learner, lengths = build_learner(tiny(optim={"clip": 0.01})), []
+
+    def update(learner: Learner, loss: float, norm: float) -> bool:
+        grads = [parameter.grad.flatten() for parameter in learner.model.parameters()]
+        lengths.append((norm, torch.cat(grads).norm().item()))
+        return step(learner, loss, norm)
+
+    step = engine.update
+    monkeypatch.setattr(engine, "update", update)
+    train(learner)
+    assert len(lengths) == 2
+    for before, after in lengths:
+        assert before > 0.01
+        assert after == pytest.approx(0.01, rel=1e-3)
 
 
 def test_an_epoch_validates_no_settings(learner, monkeypatch):
@@ -146,6 +167,13 @@ def test_the_faster_memory_format_is_taken_on_a_gpu_or_the_configured_one(tiny, 
         monkeypatch.setattr(formats, "_seconds", slow)
         assert formats.choose_format(learner.model, gpu, shape) == faster
     monkeypatch.undo()
+    measure, no_room = formats._measure, torch.OutOfMemoryError("CUDA out of memory")
+    for lacking in ([torch.channels_last], list(formats.FORMATS.values())):  # for one format, or for both
+        short = lambda *call, lacking=lacking: raise_(no_room) if call[3] in lacking else 1.0
+        monkeypatch.setattr(formats, "_measure", short)
+        best = "contiguous" if len(lacking) == 1 else "channels_last"
+        assert formats.choose_format(learner.model, gpu, shape) == best
+    monkeypatch.setattr(formats, "_measure", measure)
     before = [tensor.clone() for tensor in learner.model.state_dict().values()]
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
     seconds = formats._seconds(learner.model.train(), learner.device, shape, torch.channels_last)

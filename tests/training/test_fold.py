@@ -32,6 +32,7 @@ from carvana.training.validation import whole_photos
 
 STAGE = {"data": {"size": [16, 32], "crop": None}, "train": {"epochs": 2, "batch_size": 8}, "optim": {"lr": 0.003}}
 LAST = {"data": TINY["data"] | {"crop": [32, 32]}, "train": TINY["train"] | {"batch_size": 16}}
+LAST |= {"optim": {"optimizer": "muon"}}
 CONFIG = parse_config(TINY | LAST | {"earlier_stages": [STAGE]}, "test")
 CURVES = {"train/loss": "loss", "train/skipped_steps": "skipped_steps", "val/dice": "dice", "val/worst_dice": "worst"}
 
@@ -101,8 +102,9 @@ def test_a_run_goes_through_its_stages_and_leaves_checkpoint_log_config_and_stat
     rates = [lr * engine.rate_factor(step / steps, 1 / steps, 0.1) for lr, step, steps in rates]
     assert [call.args[1] for call in RATES.call_args_list] == pytest.approx(rates)
     best = max(records[2:], key=lambda record: record["dice"])
-    assert (checkpoint.fold, checkpoint.epoch, checkpoint.dice) == (0, best["epoch"], best["dice"])
-    assert (checkpoint.folds_digest, checkpoint.config.model) == (whole.digest, CONFIG.model)
+    facts = read_facts(checkpoint.path)
+    assert (facts["fold"], facts["epoch"], facts["dice"]) == (0, best["epoch"], best["dice"])
+    assert (facts["folds_digest"], checkpoint.config.model) == (whole.digest, CONFIG.model)
     assert [state.name for state in (whole.folder / "state").iterdir()] == ["epoch-0004"]
     assert not (whole.folder / "tensorboard").exists()
 
@@ -158,7 +160,8 @@ def test_the_mean_of_the_last_epochs_is_kept_if_it_is_better(tiny, fold, monkeyp
     monkeypatch.setattr(averaging, "validate", lambda *_: {"x": mean_dice})
     assert train_fold(tiny(train={"epochs": 3, "average": 2}, earlier_stages=[{"train": {"epochs": 1}}]), fold)
     checkpoint, _ = results(fold)
-    assert (checkpoint.epoch, checkpoint.dice) == (epoch, max(mean_dice, 0.9))
+    facts = read_facts(checkpoint.path)
+    assert (facts["epoch"], facts["dice"]) == (epoch, max(mean_dice, 0.9))
     for name, tensor in checkpoint.model.named_parameters():
         assert torch.allclose(tensor, sum(weights[part][name] for part in parts) / len(parts), atol=1e-6)
     assert not (fold.folder / "epochs").exists()
@@ -177,13 +180,23 @@ def test_a_run_starts_from_another_runs_weights_of_the_same_fold(tiny, fold, tmp
         build_learner(tiny(model={"decoder_channels": [4] * 5}), path)
     other = replace(fold, train=fold.val, val=fold.train)
     with pytest.raises(InputError, match=rf"/best\.safetensors has learnt from .* validation: {fold.train.cars[0]}"):
-        train_fold(config, other)
+        train_fold(config, other, overwrite=True)
     with pytest.raises(InputError, match=r"fold1/best\.safetensors: not a readable checkpoint"):
         train_fold(config, replace(fold, number=1, folder=tmp_path / "tiny" / "fold1"))
     itself = config.changed(train={"init_from": fold.folder.parent.name})
     with pytest.raises(InputError, match=r"is this run's own, which it replaces; give it another --name"):
         train_fold(itself, fold, overwrite=True)
     assert (fold.folder / "best.safetensors").exists()
+
+
+def test_a_run_goes_on_without_the_run_that_it_starts_from(tiny, fold, tmp_path, monkeypatch):
+    path, model = tmp_path / "first" / "fold0" / "best.safetensors", build_model(tiny().model)
+    save_checkpoint(path, model, tiny(), 0, 1, 0.9, "x", ["far"])
+    config = tiny(train={"epochs": 2, "init_from": "first"})
+    monkeypatch.setattr(module, "validate", lambda *_: path.unlink(missing_ok=True) or {"x": 0.5})
+    assert train_fold(config, fold)
+    assert read_facts(fold.folder / "best.safetensors")["seen_cars"] == sorted(["far", *fold.train.cars])
+    assert train_fold(config, fold, resume=True)
 
 
 class Killed(BaseException):

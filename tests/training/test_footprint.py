@@ -37,20 +37,21 @@ def allocated_in_a_step(config) -> int:
 
 
 CASES = {
-    "micro-batches": (UNET | {"deep_supervision": True}, {"batch_size": 4, "micro_batch": 2}),
-    "checkpointing": (UNET | {"grad_checkpointing": True}, {"batch_size": 2}),
-    "frozen parts": (UNET | {"pretrained": True, "frozen_parts": 3}, {"batch_size": 2}),
-    "frozen depthwise": (UNET | {"pretrained": True, "frozen_depthwise": True}, {"batch_size": 2}),
-    "convnext": (UNET | {"encoder": "test_convnext", "stem_channels": 8}, {"batch_size": 2}),
-    "vanilla": (VANILLA, {"batch_size": 2}),
+    "micro-batches": {"model": UNET | {"deep_supervision": True}, "train": {"batch_size": 4, "micro_batch": 2}},
+    "checkpointing": {"model": UNET | {"grad_checkpointing": True}},
+    "frozen parts": {"model": UNET | {"pretrained": True, "frozen_parts": 3}},
+    "frozen depthwise": {"model": UNET | {"pretrained": True, "frozen_depthwise": True}},
+    "convnext": {"model": UNET | {"encoder": "test_convnext", "stem_channels": 8}},
+    "vanilla": {"model": VANILLA},
+    "muon": {"model": UNET, "optim": {"optimizer": "muon"}},
 }
 
 
-@pytest.mark.parametrize(("model", "train"), CASES.values(), ids=CASES)
-def test_computed_memory_is_what_a_real_step_allocates(tiny, model, train, monkeypatch):
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+def test_computed_memory_is_what_a_real_step_allocates(tiny, settings, monkeypatch):
     """Without the convolutions of models/cpu.py: what is computed is a GPU's memory."""
     monkeypatch.setattr(learner_module, "speed_up_convolutions", lambda model: None)
-    config = tiny(data={"size": [128, 192]}, model=model, train=train)
+    config = tiny(**{"train": {"batch_size": 2}} | settings, data={"size": [128, 192]})
     assert Footprint(config).configured_bytes("no") == pytest.approx(allocated_in_a_step(config), rel=0.03)
 
 

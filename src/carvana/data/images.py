@@ -64,9 +64,9 @@ def open_train(root: Path, cars_file: Path | None = None, quality: str | None = 
     return photos
 
 
-def open_test(root: Path, part: str = "test", cars_file: Path | None = None, quality: str | None = None) -> "Photos":
-    """The photos of a part without masks, of the cars that `cars_file` lists or of all; `quality` as `open_train`."""
-    photos = Photos(_photo_part(Archive(root), part, quality))
+def open_test(root: Path, cars_file: Path | None = None, quality: str | None = None) -> "Photos":
+    """The test photos in `root`, of the cars that `cars_file` lists or of all; `quality` as `open_train`."""
+    photos = Photos(_photo_part(Archive(root), "test", quality))
     return photos if cars_file is None else photos.select(read_cars(cars_file))
 
 

@@ -15,6 +15,7 @@ import torch
 from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos
 from carvana.device import end_with_parent
+from carvana.errors import InputError
 
 AHEAD = 4  # batches loaded before they are asked for
 ONE_CORE = {"initializer": torch.set_num_threads, "initargs": (1,)}  # for each thread; the caller's stays as it is
@@ -55,6 +56,9 @@ def load_photos(
     def load_photo(image_id: str) -> tuple:
         images, size = photos.fitted(image_id, fits)
         mask = torch.from_numpy(photos.mask(image_id)) if masks else None
+        if mask is not None and mask.shape != size:
+            path = photos.mask_part.where(photos.mask_name(image_id))
+            raise InputError(f"{path}: (height, width) is {tuple(mask.shape)}, its photo's is {size}; replace it")
         return [to_tensor(image) for image in images], size, mask
 
     def load_batch(batch: list[str], map_photos: Callable = map) -> PhotoBatch:

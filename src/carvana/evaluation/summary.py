@@ -15,7 +15,7 @@ from carvana.errors import InputError
 from carvana.evaluation.metrics import BEYOND, THRESHOLDS, bootstrap_interval, estimate_mean
 from carvana.evaluation.oof import Oof, Unseen
 from carvana.evaluation.trained import trained_folds
-from carvana.log import replacing, say, write_json
+from carvana.log import read_json, replacing, say, write_json
 from carvana.models.checkpoint import all_seen_cars
 from carvana.provenance import file_digest, git_commit, versions
 
@@ -87,6 +87,7 @@ def _write(folder: Path, oof: Oof, facts: dict) -> dict:
         "commit": git_commit(),
         "versions": versions(),
     }
+    (folder / "oof.json").unlink(missing_ok=True)  # while its neighbours are of another evaluation
     with replacing(folder / "oof_curves.npy") as temporary, temporary.open("wb") as file:
         np.save(file, oof.curves.astype(np.float64))
     masks = pd.DataFrame({"img": table["image_id"], "rle_mask": oof.masks})
@@ -100,7 +101,8 @@ def _write(folder: Path, oof: Oof, facts: dict) -> dict:
 def read_oof(folder: Path) -> tuple[dict, Oof]:
     """oof.json, and what its neighbours hold; the table has the column dice. InputError if it was not evaluated."""
     try:
-        summary, table = json.loads((folder / "oof.json").read_text()), pd.read_csv(folder / "oof.csv")
+        summary = json.loads((folder / "oof.json").read_text())
+        table = pd.read_csv(folder / "oof.csv", dtype={"image_id": str, "car": str})
         curves = np.load(folder / "oof_curves.npy")
         masks = pd.read_csv(folder / MASKS, keep_default_na=False, dtype=str)
     except (OSError, ValueError, EOFError, zlib.error) as error:
@@ -165,7 +167,7 @@ def choose_threshold(runs: Path, experiments: Iterable[str], views: list[str]) -
         remedy = f"run src/evaluate.py {experiment}, or give --threshold"
         if not path.exists():
             raise InputError(f"{path}: missing, so there is no threshold yet: {remedy}")
-        summary = json.loads(path.read_text())
+        summary = read_json(path, remedy)
         check_checkpoints(path.parent, summary, remedy)
         if summary["tta"] != views:
             say(f"note: {experiment} was evaluated with views {summary['tta']}, and now predicts with {views}")

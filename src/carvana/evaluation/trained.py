@@ -1,6 +1,5 @@
 """Which folds of an experiment are trained, and their checkpoints."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +8,8 @@ import pandas as pd
 
 from carvana.data.folds import fold_name, folds_digest, parse_folds, run_folder
 from carvana.errors import InputError, few
-from carvana.log import say
-from carvana.models.checkpoint import leaking_cars, read_facts
+from carvana.log import read_json, say
+from carvana.models.checkpoint import REPLACED, leaking_cars, read_facts
 from carvana.prediction.ensemble import Checkpoints
 from carvana.provenance import file_digest
 
@@ -47,7 +46,7 @@ def is_unfinished(folder: Path) -> bool:
     if not (folder / "state").exists():
         return False
     end = folder / "end.json"
-    return not (end.exists() and json.loads(end.read_text())["finished"])
+    return not (end.exists() and read_json(end, "remove it")["finished"])
 
 
 def unscored_line(run: Path) -> str | None:
@@ -65,7 +64,7 @@ def unchanged(checkpoints: Checkpoints) -> Iterator[None]:
     yield
     for path, digest in zip(paths, digests, strict=True):
         if file_digest(path) != digest:
-            raise InputError(f"{path}: its training went on meanwhile; give the command again when that has ended")
+            raise InputError(f"{path}: {REPLACED}")
 
 
 def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFrame) -> Checkpoints:

@@ -15,6 +15,8 @@ from carvana.log import replacing
 from carvana.models import Segmenter, build_model
 from carvana.provenance import file_digest, git_commit, versions
 
+REPLACED = "its training went on meanwhile; give the command again when that has ended"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -24,14 +26,11 @@ class Checkpoint:
     model: Segmenter
     config: Config
     fold: int | None  # None: of all cars, without validation
-    epoch: int
-    dice: float | None
-    folds_digest: str
-    digest: str
+    digest: str  # of the file
 
     def __reduce__(self) -> tuple:
         """Another process gets the path: weights would go through shared memory, of which containers have little."""
-        return load_checkpoint, (self.path,)
+        return load_checkpoint, (self.path, self.digest)
 
 
 def save_checkpoint(
@@ -84,9 +83,12 @@ def all_seen_cars(paths: Iterable[Path]) -> list[str] | None:
     return None if None in known else sorted(set().union(*known))
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Rebuilds the model from the file alone. Raises InputError if the file cannot be used."""
-    facts = read_facts(path)
+def load_checkpoint(path: Path, digest: str | None = None) -> Checkpoint:
+    """Rebuilds the model from the file alone.
+
+    Raises InputError if the file cannot be used, is not the one with that digest, or is replaced while it is read.
+    """
+    facts, digest = read_facts(path), digest or file_digest(path)
     config = parse_config(needed_settings(facts["config"], path), str(path))
     model = build_model(config.model, pretrained=False)
     try:
@@ -95,8 +97,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"{path}: its weights do not fit its own config: {str(error).splitlines()[-1]}") from None
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise InputError(f"{path}: {bad[0]} is not finite; train this fold again")
-    kept = {key: facts[key] for key in ("fold", "epoch", "dice", "folds_digest")}
-    return Checkpoint(path, model.eval(), config, digest=file_digest(path), **kept)
+    if (read_facts(path), file_digest(path)) != (facts, digest):
+        raise InputError(f"{path}: {REPLACED}")
+    return Checkpoint(path, model.eval(), config, facts["fold"], digest)
 
 
 def needed_settings(settings: dict, path: Path) -> dict:

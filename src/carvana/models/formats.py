@@ -1,11 +1,14 @@
 """Memory formats: whether a network's numbers lie pixel by pixel (channels_last) or channel by channel."""
 
+import math
 import time
 from copy import deepcopy
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from carvana.device import Device
+from carvana.errors import is_out_of_memory
 from carvana.models.network import Segmenter
 
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -25,6 +28,17 @@ def choose_format(model: Segmenter, device: Device, images: torch.Size) -> str:
 
 
 def _seconds(model: Segmenter, device: Device, shape: torch.Size, memory_format: torch.memory_format) -> float:
+    """Infinitely many where memory does not suffice: the caller may do with fewer images."""
+    try:
+        return _measure(model, device, shape, memory_format)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    clear_device_cache(garbage_collection=True)  # outside of the block, nothing holds the failed step's tensors
+    return math.inf
+
+
+def _measure(model: Segmenter, device: Device, shape: torch.Size, memory_format: torch.memory_format) -> float:
     model = deepcopy(model).lay_out(device.device, memory_format)
     images = torch.zeros(shape, dtype=torch.uint8, device=device.device)
     images = images.contiguous(memory_format=torch.channels_last)  # as loaders give them

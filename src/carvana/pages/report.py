@@ -1,6 +1,5 @@
 """What a report shows of an evaluated experiment, beside others: numbers, charts, pictures."""
 
-import json
 from pathlib import Path
 
 import cv2
@@ -18,7 +17,7 @@ from carvana.evaluation.comparison import compare
 from carvana.evaluation.oof import Oof
 from carvana.evaluation.summary import read_current_oof
 from carvana.evaluation.trained import find_checkpoints, unscored_line
-from carvana.log import progress, read_records
+from carvana.log import progress, read_json, read_records
 from carvana.models.checkpoint import read_facts
 from carvana.pages import charts
 from carvana.pages.labelled import Labelled, describe_labels
@@ -59,7 +58,7 @@ def write_report(
         side=SIDE,
         training=draw_training(folders[0]),
         thresholds=draw_thresholds([facts for facts, _ in evaluated]),
-        ensemble=json.loads(ensemble.read_text()) if ensemble.exists() else None,
+        ensemble=read_json(ensemble, "run src/choose_ensemble.py again") if ensemble.exists() else None,
         labels=describe_labels(labelled, studios) if labelled else None,
         settings=compare_settings(folders),
         unscored=list(filter(None, map(unscored_line, folders))),

@@ -1,11 +1,10 @@
 """The submissions made so far: `log.jsonl`, a JSON line each, and the table of them in the README.md beside it."""
 
-import json
 import re
 from pathlib import Path
 
 from carvana.errors import InputError
-from carvana.log import read_records, replacing, write_records
+from carvana.log import read_json, read_records, replacing, write_records
 from carvana.submission.manifest import Manifest, manifest_path, read_manifest
 
 START, END = "<!-- table of log.jsonl -->", "<!-- end of the table -->"
@@ -17,10 +16,7 @@ CV = ("dice", "interval", "photos", "threshold")  # of oof.json and ensemble.jso
 
 def read_journal(path: Path) -> list[dict]:
     """A record for each submission, oldest first; none if there is no such file. InputError for lines of no JSON."""
-    try:
-        return read_records(path)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON lines ({error}); fetch the file from git again") from None
+    return read_records(path, "fetch the file from git again")
 
 
 def note_submission(file: Path, runs: Path, command: str) -> None:
@@ -73,7 +69,7 @@ def build_record(file: Path, manifest: Manifest, runs: Path, command: str) -> di
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, "make it anew, or move it away") if path.exists() else {}
 
 
 def _write(journal: Path, records: list[dict]) -> None:

@@ -7,14 +7,14 @@ from carvana.config import Config
 from carvana.log import say
 from carvana.models.checkpoint import average_weights, save_checkpoint
 from carvana.training.learner import Learner
-from carvana.training.split import Fold, seen_cars
+from carvana.training.split import Fold
 from carvana.training.validation import validate
 
 
 def keep_checkpoint(learner: Learner, fold: Fold, stage: Config, record: dict, path: Path) -> None:
     """Writes the averaged weights (EMA) as a checkpoint of `stage`, scored as `record` says."""
-    facts = fold.number, record["epoch"], record.get("dice"), fold.digest, seen_cars(learner.config, fold)
-    save_checkpoint(path, learner.ema.module, stage, *facts, learner.position.precisions)
+    facts = fold.number, record["epoch"], record.get("dice"), fold.digest
+    save_checkpoint(path, learner.ema.module, stage, *facts, learner.position.seen_cars, learner.position.precisions)
 
 
 def keep_for_average(learner: Learner, fold: Fold, record: dict) -> None:

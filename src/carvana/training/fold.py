@@ -18,7 +18,7 @@ from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
 from carvana.training.learner import Learner, build_learner
 from carvana.training.losses import weighted_sum
 from carvana.training.run import Budget, prepare_folder, refuse_conflict, write_run
-from carvana.training.split import Fold, initial_checkpoint, training_photos
+from carvana.training.split import Fold, initial_checkpoint, seen_cars, training_photos
 from carvana.training.state import load_state, save_state, saved_states
 from carvana.training.tracking import log_epoch, tracking
 from carvana.training.validation import validate
@@ -74,6 +74,7 @@ def train_fold(
             prepare_folder(fold, overwrite)
             write_run(config, fold, budget, plan and plan.facts())
     resumed = resume and load_state(learner.accelerator, fold.folder / "state")
+    learner.position.seen_cars = learner.position.seen_cars or seen_cars(config, fold)
     records = read_records(fold.folder / "log.jsonl")[: learner.position.epoch]
     if resumed:
         changed = differences({key: records[-1].get(key) for key in MACHINE}, machine_facts(learner)) if records else []

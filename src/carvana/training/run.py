@@ -116,9 +116,9 @@ def refuse_conflict(config: Config, fold: Fold, resume: bool, overwrite: bool, b
     for stage in config.stages:
         build_augmentation(stage.data.augmentation)
     find_model(config.model)
-    initial_checkpoint(config, fold)
     folder, states = fold.folder, saved_states(fold.folder / "state")
     if overwrite or not (states or (folder / "best.safetensors").exists()):
+        initial_checkpoint(config, fold)  # a resumed run does without it
         return
     if not resume:
         raise InputError(f"{folder}: holds a run; continue it with --resume or replace it with --overwrite")

@@ -22,6 +22,7 @@ class Position:
     since: int = 0  # epochs of the stage done when their planned number was last changed
     progress: float = 0.0  # of the stage's rate at that time
     precisions: list[str] = field(default_factory=list)  # one after the other
+    seen_cars: list[str] = field(default_factory=list)  # all that the weights learn from
 
     def state_dict(self) -> dict:
         return asdict(self)
