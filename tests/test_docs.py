@@ -68,7 +68,7 @@ def test_every_setting_and_loss_is_on_the_page_of_training():
     text = TEXTS["docs/training.md"]
     config = Config(name="x")
     for group in ("data", "model", "optim", "train"):
-        hidden = {"pretrained", "decoder_channels", "border", "lr", "weight_decay", "warmup", "clip"}
+        hidden = {"pretrained", "decoder_channels", "border", "weight_decay", "warmup", "clip", "epochs", "seed"}
         for name in set(type(getattr(config, group)).model_fields) - hidden:
             assert re.search(rf"`(?:{group}\.)?{name}\b", text), name
     for name in type(config.loss).model_fields:

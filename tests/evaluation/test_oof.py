@@ -144,7 +144,7 @@ def test_the_threshold_is_the_best_and_nearest_to_one_half_of_the_same_checkpoin
 def test_no_evaluation_is_left_beside_another_ones_table(unseen, written, oof):
     folder, _ = written
     size = (folder / "oof.csv").stat().st_size
-    with full_disk(size // 2), pytest.raises(OSError, match="requested and .* written"):
+    with full_disk(size // 2), pytest.raises(OSError, match=r"requested and .* written"):
         write_oof(folder, oof, unseen, VIEWS)
     assert not (folder / "oof.json").exists()
 
