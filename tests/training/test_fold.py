@@ -237,6 +237,24 @@ def test_a_network_of_all_cars_is_kept_after_its_last_epoch_and_has_no_score(tin
     assert (mean, end) == ("fold none: mean of 2 epochs", f"fold none: finished, in {all_cars.folder}")
 
 
+def test_a_run_killed_while_it_removes_the_averaged_epochs_keeps_their_mean(tiny, all_cars):
+    config, best, remove = tiny(train={"average": 2}), all_cars.folder / "best.safetensors", shutil.rmtree
+
+    def remove_some(folder, **options):
+        if folder.name not in ("epochs", "averaged"):
+            return remove(folder, **options)
+        if folder.exists():
+            next(folder.iterdir()).unlink()
+            raise Killed
+
+    with patch.object(shutil, "rmtree", remove_some), pytest.raises(Killed):
+        train_fold(config, all_cars)
+    mean = best.read_bytes()
+    assert train_fold(config, all_cars, resume=True)
+    assert best.read_bytes() == mean
+    assert not (all_cars.folder / "averaged").exists()
+
+
 def test_a_killed_run_on_all_cars_resumes_to_the_same_weights(all_cars, tmp_path):
     killed = replace(all_cars, folder=tmp_path / "killed" / "none")
     assert train_fold(CONFIG, all_cars)

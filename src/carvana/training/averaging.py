@@ -32,7 +32,9 @@ def average_epochs(learner: Learner, fold: Fold, deadline: float) -> None:
     Without validation it is taken to be better, as in the paper.
     """
     folder, accelerator, position = fold.folder / "epochs", learner.accelerator, learner.position
-    paths = sorted(folder.glob("epoch-*.safetensors"))
+    paths, done = sorted(folder.glob("epoch-*.safetensors")), folder.with_name("averaged")
+    if accelerator.is_main_process:
+        shutil.rmtree(done, ignore_errors=True)
     if not paths:
         return
     learner.ema.module.load_state_dict(average_weights(paths))
@@ -49,4 +51,5 @@ def average_epochs(learner: Learner, fold: Fold, deadline: float) -> None:
         if better:
             record = {"epoch": position.epoch, "dice": mean}
             keep_checkpoint(learner, fold, learner.config, record, fold.folder / "best.safetensors")
-        shutil.rmtree(folder)
+        folder.rename(done)  # at once: killed while it removes them, it would make another mean of the rest
+        shutil.rmtree(done)
