@@ -62,10 +62,8 @@ def open_entry(entry: str, runs: Path) -> tuple[Choice, dict[str, list[Checkpoin
     return choose([name], None, runs, tta or "none", THRESHOLD, fold)
 
 
-def refuse_leak(entry: str, cars: list[str], seen_cars: list[str] | None) -> None:
-    """Raises InputError if networks have learnt from one of `cars`, or if that is not known."""
-    if seen_cars is None:
-        raise InputError(f"{entry}: does not name the cars that it has learnt from; train it again")
+def refuse_leak(entry: str, cars: list[str], seen_cars: list[str]) -> None:
+    """Raises InputError if networks have learnt from one of `cars`."""
     if leaking := sorted(set(cars).intersection(seen_cars)):
         raise InputError(f"{entry}: has learnt from {few(leaking)}; give cars that it has not seen with --cars")
 

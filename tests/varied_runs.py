@@ -21,11 +21,11 @@ CPU = Device(torch.device("cpu"))
 
 def write_run(
     runs: Path, name: str, size: list[int], folds: int, photos: Photos, digest: str = "digest", all_cars: bool = False,
-    seen_cars: list[str] | None = None,
+    seen_cars: dict[int, list[str]] | None = None,
 ) -> None:  # fmt: skip
     """The folds of an experiment, none like another: half of the maps of these photos lies above 0.
 
-    With `all_cars` also the network of all cars.
+    With `all_cars` also the network of all cars. `seen_cars` are by fold, none where nothing is given.
     """
     config = parse_config(TINY | {"name": name, "data": {"size": size}}, name)
     fitted = [photos.fitted(image_id, [Fit.of(config.data)])[0][0] for image_id in photos.image_ids[:8]]
@@ -41,7 +41,9 @@ def write_run(
             weight *= 4 / model(images).std()
             bias -= model(images).median()
         path = run_folder(runs / name, fold) / "best.safetensors"
-        save_checkpoint(path, model, config, fold, 1, None if fold is None else 0.5, digest, seen_cars)
+        save_checkpoint(
+            path, model, config, fold, 1, None if fold is None else 0.5, digest, (seen_cars or {}).get(fold, ())
+        )
 
 
 def write_unseen(runs: Path, demo: Path, **sizes: list[int]) -> Unseen:
@@ -49,5 +51,6 @@ def write_unseen(runs: Path, demo: Path, **sizes: list[int]) -> Unseen:
     folds = read_folds(demo / "folds.csv")
     photos = open_train(demo / "input").select(folds.groupby("fold")["car"].first())
     for name, size in sizes.items():
-        write_run(runs, name, size, 2, photos, folds_digest(folds))
+        seen_cars = {fold: folds.loc[folds["fold"] != fold, "car"].tolist() for fold in (0, 1)}
+        write_run(runs, name, size, 2, photos, folds_digest(folds), seen_cars=seen_cars)
     return Unseen(common_checkpoints(runs, [*sizes], folds), photos, folds, CPU, Loading(8, 0))

@@ -11,7 +11,7 @@ from carvana.models import build_model
 from carvana.models.checkpoint import leaking_cars, load_checkpoint, photos_of, read_facts, save_checkpoint
 
 EARLIER = {  # settings as earlier versions stored them
-    "data": {"boxes_from": None, "box_margin": 0.1}, "loss": {"bce_dice": 1.0},
+    "data": {"box_margin": 0.1}, "loss": {"bce_dice": 1.0},
     "optim": {"schedule": "run", "frozen_norm": True}, "train": {"replay": 0.2, "average": "none", "average_of": 3},
     "earlier_stages": [{"data": {"size": [16, 24]}, "train": {"epochs": 1, "average": "last"}}],
 }  # fmt: skip
@@ -21,7 +21,7 @@ EARLIER = {  # settings as earlier versions stored them
 def saved(tiny, tmp_path):
     """The path and the model of a checkpoint, and a function that stores it under another name with other settings."""
     path, model = tmp_path / "best.safetensors", build_model(tiny().model).eval()
-    save_checkpoint(path, model, tiny(), fold=3, epoch=7, dice=0.5, folds_digest="abc")
+    save_checkpoint(path, model, tiny(), fold=3, epoch=7, dice=0.5, folds_digest="abc", seen_cars=["x", "y"])
 
     def store(name: str, **changes: dict | list):
         facts, copy = read_facts(path), path.with_name(f"{name}.safetensors")
@@ -35,20 +35,23 @@ def saved(tiny, tmp_path):
 
 def test_checkpoints_say_which_photos_they_want_and_want_the_same(saved):
     path, _, store = saved
-    hq, old = store("hq", data={"photos": "hq"}), store("old", data={"boxes_from": None})
-    assert (photos_of([hq, hq]), photos_of([path, old])) == ("hq", "normal")
+    hq = store("hq", data={"photos": "hq"})
+    assert (photos_of([hq, hq]), photos_of([path])) == ("hq", "normal")
     assert load_checkpoint(hq).config.data.photos == "hq"
     with pytest.raises(InputError, match=rf"different photos: {path} on normal, {hq} on hq; leave one out, or train"):
         photos_of([path, hq])
 
 
-def test_leaks_are_known_by_cars_or_of_earlier_versions_by_fold_and_table():
-    facts = {"fold": 0, "folds_digest": "a", "seen_cars": ["x", "y"]}
-    assert leaking_cars(facts, ["z", "y"], 1, "b") == ["y"]
-    assert leaking_cars(facts, ["z"], 1, "b") == []
-    earlier = {"fold": 0, "folds_digest": "a"}
-    assert leaking_cars(earlier, ["z", "y"], 0, "a") == []
-    assert leaking_cars(earlier, ["z", "y"], 1, "a") == leaking_cars(earlier, ["y", "z"], 0, "b") == ["y", "z"]
+def test_leaks_are_known_by_cars_and_who_does_not_know_them_is_refused(saved):
+    path, *_ = saved
+    assert (leaking_cars(path, ["z", "y"]), leaking_cars(path, ["z"])) == (["y"], [])
+    facts = {key: json.dumps(value) for key, value in read_facts(path).items() if key != "seen_cars"}
+    save_file(load_file(path), path, metadata=facts)
+    for read in (load_checkpoint, read_facts):
+        with pytest.raises(
+            InputError, match=r"best\.safetensors: does not say which cars it has learnt from; train it"
+        ):
+            read(path)
 
 
 def test_the_file_alone_rebuilds_the_model_also_of_earlier_versions(saved, tiny):
@@ -68,7 +71,7 @@ def test_another_process_reads_the_same_weights_or_none(saved, tiny):
     path, model, _ = saved
     checkpoint = load_checkpoint(path)
     assert pickle.loads(pickle.dumps(checkpoint)).digest == checkpoint.digest
-    save_checkpoint(path, model, tiny(), fold=3, epoch=8, dice=0.6, folds_digest="abc")
+    save_checkpoint(path, model, tiny(), fold=3, epoch=8, dice=0.6, folds_digest="abc", seen_cars=["x", "y"])
     with pytest.raises(InputError, match=r"best\.safetensors: its training went on meanwhile; give the command again"):
         pickle.loads(pickle.dumps(checkpoint))
 
@@ -77,14 +80,14 @@ def test_a_full_disk_leaves_the_old_file(saved, tiny):
     path, model, _ = saved
     before = path.read_bytes()
     with full_disk(len(before) // 2), pytest.raises(OSError, match=f"{path}: .*File too large"):
-        save_checkpoint(path, model, tiny(), 0, 0, 0.0, "")
+        save_checkpoint(path, model, tiny(), 0, 0, 0.0, "", [])
     assert {file: file.read_bytes() for file in path.parent.iterdir()} == {path: before}
 
 
 def test_weights_that_are_not_finite_are_refused(saved, tiny):
     path, model, _ = saved
     model.network.head.bias.data.fill_(float("nan"))
-    save_checkpoint(path, model, tiny(), fold=3, epoch=7, dice=0.5, folds_digest="abc")
+    save_checkpoint(path, model, tiny(), fold=3, epoch=7, dice=0.5, folds_digest="abc", seen_cars=["x", "y"])
     with pytest.raises(
         InputError, match=r"best\.safetensors: network\.head\.bias is not finite; train this fold again"
     ):
@@ -97,14 +100,12 @@ def test_broken_and_foreign_files_end_in_one_line(saved, tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     store("wider", model={"decoder_channels": [16] * 5})
     store("misspelt", model={"encodr": "resnet18"})
-    store("boxes", data={"boxes_from": "finder_lite0"})
     for name, message in [
         ("cut", "not a readable checkpoint"),
         ("absent", "not a readable checkpoint"),
         ("foreign", "weights without this project's metadata"),
         ("wider", "its weights do not fit its own config"),
         ("misspelt", r"model\.encodr: no such setting; did you mean encoder\?"),
-        ("boxes", r"data\.boxes_from=finder_lite0: this version does not cut photos; train without it"),
     ]:
         with pytest.raises(InputError, match=rf"{name}.safetensors: {message}[^\n]*\Z"):
             load_checkpoint(tmp_path / f"{name}.safetensors")

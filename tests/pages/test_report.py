@@ -58,7 +58,7 @@ def runs(demo, tmp_path_factory) -> Path:
         config = parse_config(TINY | {"name": name, "optim": {"lr": lr}}, name)
         paths = [root / name / f"fold{fold}" / "best.safetensors" for fold in (0, 1)]
         for fold, path in enumerate(paths):
-            save_checkpoint(path, build_model(config.model), config, fold, 1, 0.5, folds_digest(folds))
+            save_checkpoint(path, build_model(config.model), config, fold, 1, 0.5, folds_digest(folds), [])
             write_records(path.with_name("log.jsonl"), [{"epoch": e, "loss": 1 / e, "dice": e / 3} for e in (1, 2)])
         if name == "near":
             shutil.copytree(paths[0].parent, root / name / "none")

@@ -60,20 +60,14 @@ class Source(NamedTuple):
 
 
 def read_source(path: Path, setting: str) -> Source:
-    """What the `.json` says. Raises InputError, for `setting`, if the file is not as it was written.
-
-    Also if it is not known which cars its networks have learnt from.
-    """
+    """What the `.json` says. Raises InputError, for `setting`, if the file is not as it was written."""
     try:
         facts = json.loads(path.with_name(f"{path.name}.json").read_text())
         digest, seen_cars, size = facts["digest"], facts["seen_cars"], tuple(facts["size"])
-        if (kind := facts.get("kind", LABELS)) not in (LABELS, SOFT):
+        if (kind := facts["kind"]) not in (LABELS, SOFT):
             raise ValueError(f"it is of {kind}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{setting}: {path}.json: missing, or not beside labels ({error}); {REMEDY}") from None
     if not path.is_file() or file_digest(path) != digest:
         raise InputError(f"{setting}: {path}: missing, cut or not the file of its manifest; fetch it, or {REMEDY}")
-    if seen_cars is None:
-        unknown = "which cars its networks have learnt from is not known"
-        raise InputError(f"{setting}: {path}: {unknown}; train them with this version, and label again")
     return Source(path, kind, size, digest, seen_cars, facts.get("out_of_fold", False))

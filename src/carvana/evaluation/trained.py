@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from carvana.data.folds import fold_name, folds_digest, parse_folds, run_folder
+from carvana.data.folds import fold_name, parse_folds, run_folder
 from carvana.errors import InputError, few
 from carvana.log import read_json, say
 from carvana.models.checkpoint import REPLACED, leaking_cars, read_facts
@@ -72,15 +72,14 @@ def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFra
 
     Raises InputError if there is no such fold, or if a checkpoint has learnt from cars of its fold in this table.
     """
-    paths, digest, cars = {}, folds_digest(folds), folds.groupby("fold")["car"].agg(list)
+    paths, cars = {}, folds.groupby("fold")["car"].agg(list)
     for experiment in experiments:
         for path in find_checkpoints(runs, experiment):
-            facts = read_facts(path)
-            fold = facts["fold"]
-            if fold not in cars.index or (leaking := leaking_cars(facts, cars[fold], fold, digest)):
+            fold = read_facts(path)["fold"]
+            if fold not in cars.index or (leaking := leaking_cars(path, cars[fold])):
                 reason = "has learnt from " + few(leaking) if fold in cars.index else f"of a fold {fold}"
                 raise InputError(f"{path}: trained with another table of folds ({reason}); give that one with --folds")
-            paths.setdefault(facts["fold"], {})[experiment] = path
+            paths.setdefault(fold, {})[experiment] = path
     common = {fold: paths[fold] for fold in sorted(paths) if len(paths[fold]) == len(set(experiments))}
     if not common:
         raise InputError(f"{runs}: no fold is trained in all of {', '.join(experiments)}; train one in all of them")

@@ -35,12 +35,12 @@ class Checkpoint:
 
 def save_checkpoint(
     path: Path, model: Segmenter, config: Config, fold: int | None, epoch: int, dice: float | None, folds_digest: str,
-    seen_cars: Sequence[str] | None = None, precisions: Sequence[str] = (),
+    seen_cars: Sequence[str], precisions: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Writes the file whole or not at all. `dice` is of the validated photos, at photo size, without TTA.
 
-    `seen_cars` are all that the weights have learnt from, None if that is not known; `precisions` those that it was
-    trained in, one after the other.
+    `seen_cars` are all that the weights have learnt from; `precisions` those that it was trained in, one after the
+    other.
     """
     facts = {
         "fold": fold, "epoch": epoch, "dice": dice, "folds_digest": folds_digest, "seen_cars": seen_cars,
@@ -64,23 +64,19 @@ def read_facts(path: Path) -> dict:
         raise InputError(f"{path}: not a readable checkpoint ({error}); train or fetch it again") from None
     if "config" not in facts or "folds_digest" not in facts:
         raise InputError(f"{path}: weights without this project's metadata; give a best.safetensors of src/train.py")
+    if facts.get("seen_cars") is None:
+        raise InputError(f"{path}: does not say which cars it has learnt from; train it with this version")
     return facts
 
 
-def leaking_cars(facts: dict, cars: Iterable[str], fold: int | None, folds_digest: str) -> list[str]:
-    """Those of a fold's `cars` that a checkpoint with these facts has learnt from.
-
-    Earlier versions did not note them: theirs leak all cars of a fold other than their own, and of any other table.
-    """
-    if (known := facts.get("seen_cars")) is not None:
-        return sorted(set(cars).intersection(known))
-    return [] if (facts["fold"], facts["folds_digest"]) == (fold, folds_digest) else sorted(cars)
+def leaking_cars(path: Path, cars: Iterable[str]) -> list[str]:
+    """Those of the cars that a checkpoint has learnt from, sorted."""
+    return sorted(set(cars).intersection(read_facts(path)["seen_cars"]))
 
 
-def all_seen_cars(paths: Iterable[Path]) -> list[str] | None:
-    """All that any of these checkpoints has learnt from, sorted; None if one of them does not know."""
-    known = [read_facts(path).get("seen_cars") for path in paths]
-    return None if None in known else sorted(set().union(*known))
+def all_seen_cars(paths: Iterable[Path]) -> list[str]:
+    """All that any of these checkpoints has learnt from, sorted."""
+    return sorted(set().union(*(read_facts(path)["seen_cars"] for path in paths)))
 
 
 def load_checkpoint(path: Path, digest: str | None = None) -> Checkpoint:
@@ -89,7 +85,7 @@ def load_checkpoint(path: Path, digest: str | None = None) -> Checkpoint:
     Raises InputError if the file cannot be used, is not the one with that digest, or is replaced while it is read.
     """
     facts, digest = read_facts(path), digest or file_digest(path)
-    config = parse_config(needed_settings(facts["config"], path), str(path))
+    config = parse_config(needed_settings(facts["config"]), str(path))
     model = build_model(config.model, pretrained=False)
     try:
         model.load_state_dict(tensors := load_file(path))
@@ -102,21 +98,15 @@ def load_checkpoint(path: Path, digest: str | None = None) -> Checkpoint:
     return Checkpoint(path, model.eval(), config, facts["fold"], digest)
 
 
-def needed_settings(settings: dict, path: Path) -> dict:
-    """What prediction needs of a stored configuration; the rest may hold what another version called its settings.
-
-    Raises InputError for `data.boxes_from` of earlier versions: such a network needs photos cut to the car.
-    """
-    data = settings["data"]
-    if boxes_from := data.get("boxes_from"):
-        raise InputError(f"{path}: data.boxes_from={boxes_from}: this version does not cut photos; train without it")
-    needed = {key: data[key] for key in ("size", "fit", "photos") if key in data}
-    return {"name": settings["name"], "model": settings["model"], "data": needed}
+def needed_settings(settings: dict) -> dict:
+    """What prediction needs of a stored configuration; the rest may hold what another version called its settings."""
+    data = {key: settings["data"][key] for key in ("size", "fit", "photos")}
+    return {"name": settings["name"], "model": settings["model"], "data": data}
 
 
 def photos_of(paths: Iterable[Path]) -> str:
     """`data.photos` of these checkpoints. Raises InputError if they differ: a photo is loaded once for all."""
-    by_quality = {read_facts(path)["config"]["data"].get("photos", "normal"): path for path in paths}
+    by_quality = {read_facts(path)["config"]["data"]["photos"]: path for path in paths}
     if len(by_quality) > 1:
         listed = ", ".join(f"{path} on {quality}" for quality, path in by_quality.items())
         raise InputError(f"trained on different photos: {listed}; leave one out, or train both with one data.photos")

@@ -72,8 +72,8 @@ class Job:
         return self.photos.image(self.image_ids[0]).shape[:2]
 
     @property
-    def seen_cars(self) -> list[str] | None:
-        """All that any of the networks has learnt from; None if one of them does not know."""
+    def seen_cars(self) -> list[str]:
+        """All that any of the networks has learnt from."""
         return all_seen_cars(fold.path for folds in self.checkpoints.values() for fold in folds)
 
     def rows(self, image_ids: list[str]) -> Iterator[Rows]:

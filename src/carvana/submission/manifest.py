@@ -46,7 +46,7 @@ class Manifest(BaseModel):
     labels: bool = False  # whether they are made beside it
     soft: bool = False  # whether soft masks are
     kind: Literal["rows", "labels", "soft"] = "rows"  # of the file that this is beside
-    seen_cars: list[str] | None = None  # of labels: all that the networks have learnt from; None if not known
+    seen_cars: list[str] | None = None  # of labels: all that the networks have learnt from
     digest: str | None = None  # sha256 of the part's file, once it is written
 
 

@@ -93,7 +93,7 @@ def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
     path = run / fold.folder.name / "best.safetensors"
     if path.parent.resolve() == fold.folder.resolve():
         raise InputError(f"train.init_from: {path} is this run's own, which it replaces; give it another --name")
-    if leaking := leaking_cars(read_facts(path), fold.val_cars, fold.number, fold.digest):
+    if leaking := leaking_cars(path, fold.val_cars):
         raise InputError(f"train.init_from: {path} has learnt from cars of this fold's validation: {few(leaking)}")
     return path
 
@@ -101,6 +101,6 @@ def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
 def seen_cars(config: Config, fold: Fold) -> list[str]:
     """All that this fold's weights learn from: its own cars, and those of the run or labels that it starts from."""
     initial, pseudo = initial_checkpoint(config, fold), fold.pseudo
-    earlier = (read_facts(initial).get("seen_cars") if initial else None) or ()
+    earlier = read_facts(initial)["seen_cars"] if initial else ()
     labelled = (*pseudo.cars, *pseudo.source.seen_cars) if pseudo else ()
     return sorted({*fold.train.cars, *earlier, *labelled}.union(*(masks.source.seen_cars for masks in fold.soft)))
