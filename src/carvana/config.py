@@ -25,19 +25,19 @@ class Group(BaseModel, frozen=True, extra="forbid"):
 
 
 class DataConfig(Group):
-    photos: Literal["normal", "hq"] = Field("normal", description="of train and test, or of train_hq and test_hq")
+    photos: Literal["normal", "hq"] = Field("normal", description="normal: train and test; hq: train_hq and test_hq")
     size: tuple[Pixels, Pixels] = Field((512, 768), description="network size, height and width")
     fit: Literal["resize", "pad"] = Field("resize", description="resize photos, or mirror their borders")
     crop: tuple[Pixels, Pixels] | None = Field(None, description="train on random windows; whole photos if none")
     augmentation: str = Field("light", description="name of a set in carvana/data/augmentations.py")
     cache_gib: float = Field(4, ge=0, description="disk (/tmp) for photos and masks decoded to network size; 0 is none")
     num_workers: int = Field(2, ge=0, le=64, description="loader processes")
-    pseudo: str | None = Field(None, description="of make_submission.py --labels or --soft, to train on as well")
+    pseudo: str | None = Field(None, description="labels or soft masks, by make_submission.py, to train on as well")
     pseudo_input: str | None = Field(None, description="where their photos are, in test; none is --input")
     pseudo_least: Fraction = Field(0.99, description="expected Dice and agreement; photos below are left out")
     pseudo_share: float = Field(1.0, ge=0, le=1000, description="pseudo-labelled photos an epoch for each with a mask")
     soft: tuple[str, ...] = Field((), description="out-of-fold probabilities of evaluate.py --soft; a mean of several")
-    soft_share: Fraction = Field(0.5, description="of them in the target of a photo with a mask; the rest is the mask")
+    soft_share: Fraction = Field(0.5, description="their weight in the target; the true mask has the rest")
 
     @field_validator("crop")
     @classmethod
@@ -56,7 +56,7 @@ class ModelConfig(Group):
     pretrained: bool = Field(True, description="ImageNet weights for the encoder")
     weights: str | None = Field(None, description="file, folder, or package:NAME; none is timm's hub")
     frozen_parts: int = Field(0, ge=0, description="first parts (stem, norm, blocks, stages) that stay as pretrained")
-    frozen_depthwise: bool = Field(False, description="so do depthwise convolutions, whose gradients are slow on a CPU")
+    frozen_depthwise: bool = Field(False, description="depthwise convolutions stay so, too: on a CPU they are slow")
     decoder_channels: tuple[Count, ...] = Field((256, 128, 64, 32, 16), min_length=1, description="deepest level first")
     decoder_stride: Literal[1, 2, 4] = Field(1, description="stride of the logits before upsampling")
     logit_upsampling: Literal["bilinear", "pixel_shuffle"] = Field("bilinear", description="from decoder_stride to 1")
@@ -145,7 +145,7 @@ class TrainConfig(Group):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: the fastest native one")
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="auto: the faster one")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster steps on a GPU")
-    validate_every: Count = Field(1, description="of the held-out photos each n-th is validated, after each epoch")
+    validate_every: Count = Field(1, description="validate each n-th held-out photo after each epoch")
     average: int = Field(0, ge=0, le=20, description="last epochs whose weights are averaged at the end; 0 is none")
     init_from: str | None = Field(None, description="run in --runs, or its path, whose weights of this fold are taken")
     seed: int = Field(0, ge=0)

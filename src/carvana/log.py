@@ -49,7 +49,7 @@ def replacing(path: Path):
 
 @contextmanager
 def alone_in(folder: Path):
-    """Makes the folder, and lets no other command into such a block with it. Raises InputError if one is in it."""
+    """Makes the folder, and locks it against other commands meanwhile. Raises InputError if one has locked it."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -742,7 +742,7 @@ def test_a_fold_fails_and_the_others_result_is_kept(season, mounts, tmp_path):
     assert kaggle.run().returncode == 1
     assert kaggle.status["faults"] == ["fold 1: train.py ended with status 2; kernel.log says why"]
     assert (kaggle.status["folds"], WEIGHTS in kaggle.status["files"]) == ({"0": 0, "1": 2}, True)
-    assert "has no readable run.json" in kaggle.log
+    assert "run.json: not readable" in kaggle.log
 
 
 def test_a_full_disk_is_reported_and_nothing_is_half_written(season, mounts, tmp_path):

@@ -12,9 +12,9 @@ from conftest import run_script
 from PIL import Image
 
 from carvana.data.images import open_train
-from carvana.data.pictures import BLUE
 from carvana.pages.audit import audit_photos, draw_finding
 from carvana.pages.findings import Finding
+from carvana.pages.pictures import BLUE
 
 
 @pytest.fixture

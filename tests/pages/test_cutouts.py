@@ -14,11 +14,11 @@ from PIL import Image
 from carvana.data.geometry import Fit
 from carvana.data.loader import Loading
 from carvana.data.own_photos import OwnPhoto, find_photos
-from carvana.data.pictures import write_picture
 from carvana.device import Device
 from carvana.errors import InputError
 from carvana.pages import cutouts
 from carvana.pages.cutouts import Style, cut_out, write_cutouts
+from carvana.pages.pictures import write_picture
 from carvana.prediction import matting
 from carvana.prediction.ensemble import Choice
 from carvana.prediction.predictor import Member, Predictor

@@ -17,9 +17,7 @@ from carvana.data.folds import folds_digest, read_folds
 from carvana.data.images import Photos, angle_of, car_of, open_test, open_train
 from carvana.data.labels import Label, read_labels, write_labels
 from carvana.data.loader import Loading
-from carvana.data.pictures import BLUE, RED
 from carvana.data.rle import rle_encode
-from carvana.data.studios import find_studios
 from carvana.device import Device
 from carvana.errors import InputError
 from carvana.evaluation.metrics import errors_beyond
@@ -29,6 +27,8 @@ from carvana.log import write_records
 from carvana.models import build_model
 from carvana.models.checkpoint import save_checkpoint
 from carvana.pages.labelled import draw_label, read_labelled
+from carvana.pages.pictures import BLUE, RED
+from carvana.pages.studios import find_studios
 from carvana.pages.survey import BANDS, survey
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -7,8 +7,8 @@ from conftest import run_script
 
 from carvana.data.augmentations import AUGMENTATIONS
 from carvana.data.images import open_test
-from carvana.data.pictures import BLUE, CAPTION_HEIGHT, RED, mark_errors, scale
 from carvana.data.rle import rle_encode
+from carvana.pages.pictures import BLUE, CAPTION_HEIGHT, RED, mark_errors, scale
 from carvana.pages.sheets import GAP, PINK, SMALL_WIDTH, WIDTH, draw_overlays, mark_mask, zoom_tile
 from carvana.submission.csv import write_submission
 

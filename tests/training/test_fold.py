@@ -292,7 +292,7 @@ def test_all_cars_have_the_epochs_that_the_folds_had_or_that_the_run_began_with(
     assert capsys.readouterr().err == ""
     assert with_epochs_of_folds(CONFIG, tmp_path, resume=False) == config
     (tmp_path / "fold1" / "run.json").write_text("cut")
-    with pytest.raises(InputError, match=r"fold1: has no readable run\.json"):
+    with pytest.raises(InputError, match=r"fold1/run\.json: not readable"):
         with_epochs_of_folds(CONFIG, tmp_path, resume=False)
 
 
@@ -384,7 +384,7 @@ def test_a_run_is_neither_overwritten_by_chance_nor_resumed_as_another(whole, co
     ("damage", "message"),
     [
         (lambda folder: shutil.rmtree(folder / "state"), "no state to resume from"),
-        (lambda folder: (folder / "run.json").unlink(), r"has no readable run\.json"),
+        (lambda folder: (folder / "run.json").unlink(), r"run\.json: not readable"),
         (lambda folder: (folder / "state/epoch-0004/optimizer.bin").write_bytes(b"cut"), "epoch-0004: damaged"),
         (lambda folder: (folder / "state/epoch-0004/model.safetensors").write_bytes(b""), "epoch-0004: damaged"),
     ],

@@ -20,7 +20,7 @@ from carvana.data.folds import read_folds
 from carvana.data.geometry import Fit
 from carvana.data.images import open_test, open_train
 from carvana.data.labels import Label, write_labels
-from carvana.data.pseudo import EpochPhotos, MixedPhotos, PseudoPhotos, kept_photos, open_pseudo
+from carvana.data.pseudo import MixedPhotos, PseudoPhotos, epoch_photos, kept_photos, open_pseudo
 from carvana.data.rle import rle_encode
 from carvana.errors import InputError
 from carvana.log import read_records, write_json
@@ -119,28 +119,28 @@ class Listed(list):
 
 def test_an_epoch_draws_pseudo_photos_anew_by_seed_and_epoch_alone():
     source = Listed([*"abcd", *map(str, range(30))])  # four with true masks
-    draw = lambda share, seed=0, epoch=0: list(map(EpochPhotos(source, 4, share, seed, epoch).__getitem__, range(4)))
+    draw = lambda share, seed=0, epoch=0: list(map(epoch_photos(source, 4, share, seed, epoch).__getitem__, range(4)))
     assert draw(0) == [*"abcd"]
     for share, count in ((1, 4), (3, 12), (0.5, 2), (1000, 30)):
-        photos = EpochPhotos(source, 4, share, 1, 2)
+        photos = epoch_photos(source, 4, share, 1, 2)
         items = [photos[place] for place in range(len(photos))]
         assert items[:4] == [*"abcd"]
         assert len(items) == 4 + count == 4 + len(set(items[4:]))
-        assert items == [photos.source[place] for place in EpochPhotos(source, 4, share, 1, 2).places]
-        assert len(set(photos.source)) == 4 + count + (count < 30)  # what is not drawn is left out
-    places = {tuple(EpochPhotos(source, 4, 1, seed, epoch).places) for seed in (0, 1) for epoch in (0, 1)}
+        assert items == [photos.dataset[place] for place in epoch_photos(source, 4, share, 1, 2).indices]
+        assert len(set(photos.dataset)) == 4 + count + (count < 30)  # what is not drawn is left out
+    places = {tuple(epoch_photos(source, 4, 1, seed, epoch).indices) for seed in (0, 1) for epoch in (0, 1)}
     assert len(places) == 4
 
 
 def test_processes_that_load_get_the_drawn_labels_alone(demo, labels):
     photos, config = open_train(demo / "input"), configured(labels)
     source = PhotoCache(MixedPhotos(photos, open_pseudo(config.data, demo / "input")), Fit((32, 48)), 1)
-    epoch = EpochPhotos(source, labelled := len(photos.image_ids), 2 / labelled, 0, 0)
+    epoch = epoch_photos(source, labelled := len(photos.image_ids), 2 / labelled, 0, 0)
     sent = pickle.loads(pickle.dumps(epoch))
-    drawn = [source.image_ids[place] for place in epoch.places[labelled:]]
-    assert [*sent.source.photos.pseudo.masks.runs] == drawn
+    drawn = [source.image_ids[place] for place in epoch.indices[labelled:]]
+    assert [*sent.dataset.photos.pseudo.masks.runs] == drawn
     for index in (3, labelled, labelled + 1):
-        assert all(map(np.array_equal, sent[index], source[epoch.places[index]]))
+        assert all(map(np.array_equal, sent[index], source[epoch.indices[index]]))
 
 
 def test_masks_have_a_second_layer_and_the_first_is_as_ever_cached_or_not(demo, labels):

@@ -53,7 +53,7 @@ class PhotoCache:
         return self
 
     def of(self, photos: Photos) -> "PhotoCache":
-        """The same file and places, what is not kept from `photos`: they may lack some that are not asked for."""
+        """The same cache; photos that are not in it are read from `photos`, which may lack those not asked for."""
         other = copy(self)
         other.photos = photos
         return other

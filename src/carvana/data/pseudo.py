@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import numpy as np
+from torch.utils.data import Subset
 
 from carvana.config import DataConfig
 from carvana.data.cache import PhotoCache
@@ -131,26 +132,18 @@ TrainingPhotos = Photos | SoftenedPhotos | MixedPhotos
 """What a cache can be made of."""
 
 
-class EpochPhotos:
+def epoch_photos(source: PhotoCache, labelled: int, share: float, seed: int, epoch: int) -> Subset:
     """The photos of one epoch: the first `labelled` ones, and of the others as many as the share asks for, drawn anew.
 
     The draw depends on seed and epoch alone. If there are fewer than asked for, all are taken, once. The masks of the
     others do not go to the processes that load: all of the test's would fill their memory.
     """
-
-    def __init__(self, source: PhotoCache, labelled: int, share: float, seed: int, epoch: int):
-        pseudo = len(source) - labelled
-        drawn = np.random.default_rng([seed, epoch]).permutation(pseudo)[: drawn_photos(labelled, pseudo, share)]
-        self.places = [*range(labelled), *(labelled + drawn).tolist()]
-        if len(drawn):
-            source = source.of(source.photos.only(source.image_ids[place] for place in self.places[labelled:]))
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.source[self.places[index]]
+    pseudo = len(source) - labelled
+    drawn = np.random.default_rng([seed, epoch]).permutation(pseudo)[: drawn_photos(labelled, pseudo, share)]
+    places = [*range(labelled), *(labelled + drawn).tolist()]
+    if len(drawn):
+        source = source.of(source.photos.only(source.image_ids[place] for place in places[labelled:]))
+    return Subset(source, places)
 
 
 def drawn_photos(labelled: int, pseudo: int, share: float) -> int:

@@ -44,8 +44,8 @@ def faster_class(module: nn.Module) -> type[nn.Module]:
     if module.groups == module.in_channels > 1 and (max(module.stride) > 1 or max(module.kernel_size) > 3):
         return DepthwiseConv2dSame if type(module) is Conv2dSame else DepthwiseConv2d
     geometry = module.kernel_size, module.padding, module.stride, module.dilation, module.groups
-    by_products = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return DenseConv3x3 if by_products and geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1) else type(module)
+    slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return DenseConv3x3 if slow and geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1) else type(module)
 
 
 class DepthwiseConv2d(nn.Conv2d):

@@ -10,11 +10,11 @@ import pandas as pd
 
 from carvana.data.images import Photos, car_of
 from carvana.data.loader import map_in_threads
-from carvana.data.pictures import BLUE, RED, arrange, draw_contour, shrink
 from carvana.log import progress, replacing
 from carvana.pages.findings import KINDS, Finding, find_all
 from carvana.pages.inspection import Inspection, inspect
 from carvana.pages.page import embed, write_page
+from carvana.pages.pictures import BLUE, RED, arrange, draw_contour, shrink
 
 LISTED = 20  # findings of a kind on the page, drawn if they are of a photo
 WIDTH = 400  # pixels of a picture

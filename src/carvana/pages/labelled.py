@@ -11,11 +11,11 @@ import pandas as pd
 from carvana.config import DataConfig
 from carvana.data.images import Photos, angle_of, car_of
 from carvana.data.labels import Label, read_labels
-from carvana.data.pictures import BLUE, RED, draw_contour, scale
 from carvana.data.rle import rle_decode
 from carvana.errors import InputError, few
 from carvana.log import progress
 from carvana.pages.page import embed
+from carvana.pages.pictures import BLUE, RED, draw_contour, scale
 from carvana.pages.sheets import WIDTH, zoom_tile
 
 LEAST = DataConfig().pseudo_least

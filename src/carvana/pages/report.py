@@ -9,9 +9,7 @@ from markupsafe import Markup
 
 from carvana.config import differences
 from carvana.data.images import Photos, car_of
-from carvana.data.pictures import densest, mark_errors, shrink
 from carvana.data.rle import rle_decode, rle_encode
-from carvana.data.studios import OTHERS, find_studios
 from carvana.errors import InputError
 from carvana.evaluation.comparison import compare
 from carvana.evaluation.oof import Oof
@@ -22,6 +20,8 @@ from carvana.models.checkpoint import read_facts
 from carvana.pages import charts
 from carvana.pages.labelled import Labelled, describe_labels
 from carvana.pages.page import embed, write_page
+from carvana.pages.pictures import densest, mark_errors, shrink
+from carvana.pages.studios import OTHERS, find_studios
 from carvana.pages.survey import BANDS, Survey, survey
 from carvana.submission.journal import read_journal
 

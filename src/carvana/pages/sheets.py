@@ -12,11 +12,11 @@ from carvana.data.cache import PhotoCache
 from carvana.data.dataset import TrainSet
 from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos
-from carvana.data.pictures import add_caption, arrange, draw_contour, scale
 from carvana.data.rle import rle_decode
 from carvana.errors import InputError
 from carvana.evaluation.summary import read_oof
 from carvana.log import progress
+from carvana.pages.pictures import add_caption, arrange, draw_contour, scale
 from carvana.submission.csv import read_submission
 
 PINK = np.array([255, 0, 160], np.uint8)  # no car in the data has this colour

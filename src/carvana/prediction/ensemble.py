@@ -40,7 +40,9 @@ class Choice(BaseModel, frozen=True):
     @field_validator("views")
     @classmethod
     def _known(cls, views: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in views if parse_view(name))
+        for name in views:
+            parse_view(name)
+        return views
 
     def __str__(self) -> str:
         weights = [f"{weight:.2f} {name}" if weight < 1 else name for name, weight in self.experiments.items()]

@@ -56,7 +56,7 @@ class Prediction(NamedTuple):
 
 
 Describe = Callable[[torch.Tensor, torch.Tensor, list[torch.Tensor]], Any]
-"""Of the first mix the probabilities and the mask, and the masks of the other mixes, all (H, W), to what is wanted."""
+"""Called for each photo with the first mix's probabilities and mask and the other mixes' masks, all (H, W)."""
 
 
 class Encoded(NamedTuple):

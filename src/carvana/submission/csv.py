@@ -47,10 +47,7 @@ def read_submission(path: Path) -> Iterator[Row]:
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """(line number, photo name, RLE) of each row; InputError as in `read_submission`."""
-    return _split(read_lines(path), str(path))
-
-
-def _split(lines: Iterator[str], source: str) -> Iterator[tuple[int, str, str]]:
+    lines, source = read_lines(path), str(path)
     header = next(lines, None)
     if header is None:
         raise InputError(f"{source}: the file is empty")

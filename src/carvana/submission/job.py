@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from carvana.data.archive import Archive
@@ -22,7 +22,7 @@ from carvana.provenance import git_commit, versions
 from carvana.submission.blocks import ROWS, Blocks, Rows
 from carvana.submission.choice import build_predictor
 from carvana.submission.csv import read_sample
-from carvana.submission.labels import describe_for
+from carvana.submission.labels import describe_kinds
 from carvana.submission.manifest import Manifest, digest_names, parse_shard
 
 ESTIMATE_BATCHES, ESTIMATE_SECONDS = 64, 30.0
@@ -78,10 +78,11 @@ class Job:
 
     def rows(self, image_ids: list[str]) -> Iterator[Rows]:
         """What is made of each of these photos. Raises InputError if one differs in size from the first of all."""
-        choice, options = self.choice, (self.device, self.loading, self.backend, LABELS in self.beside)
-        encode = build_predictor(choice, self.checkpoints, *options).encode
-        mend = choice.threshold, choice.postprocess, describe_for(self.beside)
-        for image_id, size, rle, facts in encode(self.photos, image_ids, *mend):
+        choice, each = self.choice, LABELS in self.beside
+        predictor = build_predictor(choice, self.checkpoints, self.device, self.loading, self.backend, each)
+        describe = partial(describe_kinds, self.beside)
+        encoded = predictor.encode(self.photos, image_ids, choice.threshold, choice.postprocess, describe)
+        for image_id, size, rle, facts in encoded:
             name = self.photos.name(image_id)
             if size != self.size:
                 sizes = sorted([size, self.size])

@@ -8,17 +8,14 @@ from carvana.data.labels import LABELS, SOFT
 from carvana.data.rle import encode_tensor
 from carvana.data.soft import encode_soft
 from carvana.evaluation.metrics import dice, expected_dice
-from carvana.prediction.predictor import Describe
 
 
-def describe_for(kinds: Collection[str]) -> Describe:
+def describe_kinds(
+    kinds: Collection[str], probs: torch.Tensor, mask: torch.Tensor, masks: list[torch.Tensor]
+) -> dict[str, object]:
     """What rows of these kinds hold beside the mask: of LABELS what `describe` gives, of SOFT the PNG."""
-
-    def describe_kinds(probs: torch.Tensor, mask: torch.Tensor, masks: list[torch.Tensor]) -> dict:
-        facts = {LABELS: describe(probs, mask, masks)} if LABELS in kinds else {}
-        return facts | ({SOFT: encode_soft(probs)} if SOFT in kinds else {})
-
-    return describe_kinds
+    facts = {LABELS: describe(probs, mask, masks)} if LABELS in kinds else {}
+    return facts | ({SOFT: encode_soft(probs)} if SOFT in kinds else {})
 
 
 def describe(probs: torch.Tensor, mask: torch.Tensor, masks: list[torch.Tensor]) -> tuple[float, float, str]:

@@ -34,7 +34,7 @@ def merge_parts(parts: list[Path], output: Path, input_root: Path, cars_file: Pa
         joined = Path(folder) / output.name
         write_checked(joined, chain.from_iterable(map(read_submission, ordered)), names, manifest.size)
         os.replace(joined, output)
-    return _describe_whole(output, ordered, manifest)
+    return _write_manifest(output, ordered, manifest)
 
 
 def merge_labels(parts: list[Path], output: Path) -> int:
@@ -48,10 +48,10 @@ def merge_labels(parts: list[Path], output: Path) -> int:
     check_format(output, manifest.kind)
     kind = KINDS[manifest.kind]
     kind.write(output, chain.from_iterable(map(kind.read, ordered)))
-    return _describe_whole(output, ordered, manifest)
+    return _write_manifest(output, ordered, manifest)
 
 
-def _describe_whole(output: Path, ordered: list[Path], manifest: Manifest) -> int:
+def _write_manifest(output: Path, ordered: list[Path], manifest: Manifest) -> int:
     whole = {"shard": "1/1", "first": 0, "photos": manifest.sample_photos, "digest": file_digest(output)}
     write_manifest(manifest_path(output), manifest.model_copy(update=whole))
     say(f"joined: {', '.join(map(str, ordered))}")

@@ -13,8 +13,11 @@ from carvana.training.validation import validate
 
 def keep_checkpoint(learner: Learner, fold: Fold, stage: Config, record: dict, path: Path) -> None:
     """Writes the averaged weights (EMA) as a checkpoint of `stage`, scored as `record` says."""
-    facts = fold.number, record["epoch"], record.get("dice"), fold.digest
-    save_checkpoint(path, learner.ema.module, stage, *facts, learner.position.seen_cars, learner.position.precisions)
+    position = learner.position
+    save_checkpoint(
+        path, learner.ema.module, stage, fold.number, record["epoch"], record.get("dice"), fold.digest,
+        position.seen_cars, position.precisions,
+    )  # fmt: skip
 
 
 def keep_for_average(learner: Learner, fold: Fold, record: dict) -> None:

@@ -10,7 +10,7 @@ from carvana.data.cache import PhotoCache
 from carvana.data.dataset import TrainSet, collate
 from carvana.data.geometry import Fit
 from carvana.data.loader import worker_options
-from carvana.data.pseudo import EpochPhotos, TrainingPhotos
+from carvana.data.pseudo import TrainingPhotos, epoch_photos
 from carvana.training.learner import Learner
 
 
@@ -26,7 +26,7 @@ def train_loader(learner: Learner, photos: PhotoCache, labelled: int | None = No
     """This epoch's batches, this process's share of them; all but the first `labelled` photos are pseudo-labelled."""
     accelerator, stage, epoch = learner.accelerator, learner.stage, learner.position.epoch
     if labelled is not None:
-        photos = EpochPhotos(photos, labelled, stage.data.pseudo_share, stage.train.seed, epoch)
+        photos = epoch_photos(photos, labelled, stage.data.pseudo_share, stage.train.seed, epoch)
     dataset = TrainSet(photos, stage.data.augmentation, stage.train.seed, epoch, stage.data.crop)
     sampler = DistributedSampler(dataset, accelerator.num_processes, accelerator.process_index, seed=stage.train.seed)
     sampler.set_epoch(epoch)

@@ -109,7 +109,11 @@ def fit_epochs(shares: list[int], paces: list[Pace], available: float, least: li
     def plan(total: int) -> list[int]:
         return [max(low, round(total * share / sum(shares))) for low, share in zip(least, shares, strict=True)]
 
-    *_, epochs = least, *itertools.takewhile(fits, map(plan, itertools.count(1)))
+    epochs = least
+    for total in itertools.count(1):
+        if not fits(more := plan(total)):
+            break
+        epochs = more
     for stage in reversed(range(len(shares))):
         while shares[stage] and fits(more := [n + (i == stage) for i, n in enumerate(epochs)]):
             epochs = more

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from carvana.config import Config
 from carvana.data.cache import PhotoCache, items_in
@@ -83,24 +83,12 @@ def measure_epoch(learner: Learner, few: PhotoCache, count: int) -> float:
     """Seconds of an epoch of `count` photos: the start of the loader and, times their number, a step."""
     batch = learner.stage.train.batch_size * learner.accelerator.num_processes
     started = time.monotonic()
-    loader = ClockedLoader(train_loader(learner, Repeated(few, (WARM_UP + STEPS[-1]) * batch)), learner)
+    repeated = [index % len(few) for index in range((WARM_UP + STEPS[-1]) * batch)]
+    loader = ClockedLoader(train_loader(learner, Subset(few, repeated)), learner)
     with suppress(OutOfTime):
         train_one_epoch(learner, loader, math.inf)
     warm = loader.times[WARM_UP:]
     return loader.times[0] - started + math.ceil(count / batch) * (warm[-1] - warm[0]) / (len(warm) - 1)
-
-
-class Repeated:
-    """`count` photos, the same few again and again."""
-
-    def __init__(self, few: PhotoCache, count: int):
-        self.few, self.count = few, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple:
-        return self.few[index % len(self.few)]
 
 
 class ClockedLoader:

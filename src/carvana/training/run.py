@@ -1,6 +1,5 @@
 """The record of a run, run.json: what it was begun with, whether it can be resumed, and when it is not touched."""
 
-import json
 import shutil
 import statistics
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from carvana.config import Config, differences
 from carvana.data.augmentations import build_augmentation
 from carvana.data.folds import run_folder
 from carvana.errors import InputError
-from carvana.log import read_records, say, write_json
+from carvana.log import read_json, read_records, say, write_json
 from carvana.models import find_model
 from carvana.training.split import Fold, initial_checkpoint
 from carvana.training.state import saved_states
@@ -60,10 +59,7 @@ def write_run(config: Config, fold: Fold, budget: Budget | None, plan: dict | No
 
 def read_run(folder: Path) -> dict:
     """The content of run.json."""
-    try:
-        return json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: has no readable run.json ({error}); start anew with --overwrite") from None
+    return read_json(folder / "run.json", "start anew with --overwrite")
 
 
 def stage_epochs(facts: dict) -> list[int]:

@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from carvana.data.pictures import RED, arrange, densest, draw_contour, write_picture
 from carvana.errors import InputError
+from carvana.pages.pictures import RED, arrange, densest, draw_contour, write_picture
 
 
 def test_tiles_in_rows_the_densest_place_and_the_contour_of_a_mask_of_any_size():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from carvana.data.images import open_test
-from carvana.data.studios import find_studios
+from carvana.pages.studios import find_studios
 
 FLOORS = {"beige": (215, 205, 185), "gray": (185, 190, 200), "dark": (110, 110, 115), "alone": (160, 200, 160)}
 CARS = {"beige": "bdfhj", "gray": "acg", "dark": "eik", "alone": "l"}
