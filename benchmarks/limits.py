@@ -90,7 +90,7 @@ def copied_bytes(device: torch.device, seconds: float, clock: Callable[[], float
 def training_step(learner: Learner) -> tuple[Callable[[], None], int]:
     """A step on random photos that are on the device, and their number."""
     stage, device = learner.stage, learner.accelerator.device
-    shape = (stage.train.batch_size, *(stage.data.crop or stage.data.size), 4)
+    shape = (stage.train.batch_size, *stage.data.train_size, 4)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     images, masks = send([part.permute(0, 3, 1, 2) for part in (pixels[..., :3], pixels[..., 3:])], learner)
 

@@ -77,7 +77,7 @@ def measured_hours(
     hours = dict.fromkeys(folds, 0.0)
     for fold, stage in itertools.product(folds, last.stages):
         size = math.prod(stage.data.size) / math.prod(last.data.size)
-        crop = math.prod(stage.data.crop or stage.data.size) / math.prod(last.data.crop or last.data.size)
+        crop = math.prod(stage.data.train_size) / math.prod(last.data.train_size)
         share = 1 + (stage.data.pseudo_share if stage.data.pseudo else 0)
         trained = share * (cars.total() - cars[fold])
         validated = cars[fold] / stage.train.validate_every

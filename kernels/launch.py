@@ -151,19 +151,7 @@ def push_submit(
     Under a name that has no training, with those of the experiment.
     """
     ledger, job = Ledger(LEDGER), job_name("submit", experiment, name)
-    trained, training = ledger.last_rounds(job_name("train", experiment, name)), options_of(experiment, name)
-    if name and not trained:
-        print(f"{name}: nothing was trained under this name; it predicts with the networks of {experiment}")
-        trained, training = ledger.last_rounds(job_name("train", experiment, None)), options_of(experiment, None)
-    if not trained or any(entry.state != "done" for entry in trained):
-        raise InputError(f"{experiment}: not all of its folds are trained; give `push train {training}` until they are")
-    if None in (fold, threshold) and all(entry.settings["folds"] == ["none"] for entry in trained):
-        alone = "only a network of all cars was trained, and no fold to choose a threshold"
-        raise InputError(f"{experiment}: {alone}; give --fold none --threshold 0.5")
-    networks = {str(number) for entry in trained for number in entry.settings["folds"]} | {"all"}
-    if fold and (missing := {part.strip() for part in fold.split(",")} - networks):
-        raise InputError(f"--fold {fold}: fold {min(missing)} is not trained; `push train {training} --folds` does it")
-    sources = [entry.kernel for entry in trained]
+    sources = trained_networks(ledger, experiment, name, fold, threshold)
     for entry in ledger.of(job):
         if not entry.part.endswith(f" of {shards}"):
             raise InputError(f"{entry.name}: was begun so; give --shards {entry.part.rpartition(' ')[2]}")
@@ -310,6 +298,28 @@ def plan(
 def pairs(folds: list[int]) -> list[list[int]]:
     """The folds of each session, one for each of its GPUs."""
     return [folds[first : first + GPUS] for first in range(0, len(folds), GPUS)]
+
+
+def trained_networks(
+    ledger: Ledger, experiment: str, name: str | None, fold: str | None, threshold: float | None
+) -> list[str]:
+    """Kernels whose networks predict: those of the name, or of the experiment if nothing was trained under the name.
+
+    Raises InputError if they are not all trained, if there is no threshold, or if `fold` names one that is not there.
+    """
+    trained, training = ledger.last_rounds(job_name("train", experiment, name)), options_of(experiment, name)
+    if name and not trained:
+        print(f"{name}: nothing was trained under this name; it predicts with the networks of {experiment}")
+        trained, training = ledger.last_rounds(job_name("train", experiment, None)), options_of(experiment, None)
+    if not trained or any(entry.state != "done" for entry in trained):
+        raise InputError(f"{experiment}: not all of its folds are trained; give `push train {training}` until they are")
+    if None in (fold, threshold) and all(entry.settings["folds"] == ["none"] for entry in trained):
+        alone = "only a network of all cars was trained, and no fold to choose a threshold"
+        raise InputError(f"{experiment}: {alone}; give --fold none --threshold 0.5")
+    networks = {str(number) for entry in trained for number in entry.settings["folds"]} | {"all"}
+    if fold and (missing := {part.strip() for part in fold.split(",")} - networks):
+        raise InputError(f"--fold {fold}: fold {min(missing)} is not trained; `push train {training} --folds` does it")
+    return [entry.kernel for entry in trained]
 
 
 def teaching_sessions(ledger: Ledger, name: str, folds: list[int | str]) -> list[str]:

@@ -47,6 +47,11 @@ class DataConfig(Group):
             raise ValueError(f"larger than data.size, {size[0]}x{size[1]}")
         return crop
 
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """Of what is trained on: windows or whole photos."""
+        return self.crop or self.size
+
 
 class ModelConfig(Group):
     """An architecture refuses settings that it does not use."""
@@ -149,6 +154,11 @@ class TrainConfig(Group):
     average: int = Field(0, ge=0, le=20, description="last epochs whose weights are averaged at the end; 0 is none")
     init_from: str | None = Field(None, description="run in --runs, or its path, whose weights of this fold are taken")
     seed: int = Field(0, ge=0)
+
+    @property
+    def at_once(self) -> int:
+        """Photos of one forward pass."""
+        return self.micro_batch or self.batch_size
 
 
 class Config(Group):

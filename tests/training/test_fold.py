@@ -28,7 +28,7 @@ from carvana.training.fold import train_fold, train_folds
 from carvana.training.learner import build_learner
 from carvana.training.run import Budget, with_epochs_of_folds
 from carvana.training.split import Fold, initial_checkpoint, split_fold
-from carvana.training.validation import whole_photos
+from carvana.training.validation import validation_batch
 
 STAGE = {"data": {"size": [16, 32], "crop": None}, "train": {"epochs": 2, "batch_size": 8}, "optim": {"lr": 0.003}}
 LAST = {"data": TINY["data"] | {"crop": [32, 32]}, "train": TINY["train"] | {"batch_size": 16}}
@@ -97,7 +97,7 @@ def test_a_run_goes_through_its_stages_and_leaves_checkpoint_log_config_and_stat
     assert records[2]["loss"] < records[0]["loss"]  # the weights are carried over
     shapes = [tuple(call.args[1].shape) for call in BATCHES.call_args_list]
     assert shapes == [(8, 3, 16, 32)] * 4 + [(16, 3, 32, 32)] * 2
-    assert whole_photos(16, CONFIG.data) == 10  # validated at once: as many pixels as 16 crops
+    assert validation_batch(16, CONFIG.data) == 10  # validated at once: as many pixels as 16 crops
     rates = [(0.003, step, 4) for step in range(4)] + [(0.001, step, 2) for step in (0, 1)]  # a cosine for each stage
     rates = [lr * engine.rate_factor(step / steps, 1 / steps, 0.1) for lr, step, steps in rates]
     assert [call.args[1] for call in RATES.call_args_list] == pytest.approx(rates)

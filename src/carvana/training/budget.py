@@ -56,7 +56,7 @@ class Plan:
     def __str__(self) -> str:
         """Such as `8 epochs of 256x384, 61.0 s each, then 9 epochs of 512x768, 98.3 s each: 28m54s`."""
         stages = [
-            f"{epochs} epochs of {'x'.join(map(str, stage.data.crop or stage.data.size))}, {pace.later:.1f} s each"
+            f"{epochs} epochs of {'x'.join(map(str, stage.data.train_size))}, {pace.later:.1f} s each"
             for stage, epochs, pace in zip(self.experiment.stages, self.epochs, self.paces, strict=True)
             if epochs
         ]

@@ -41,7 +41,7 @@ def cost_of_training(
     for number, stage in enumerate(config.stages, start=1):
         footprint = Footprint(stage)
         (height, width), train = footprint.size, stage.train
-        steps = f"{train.batch_size} photos a step, {train.micro_batch or train.batch_size} at once"
+        steps = f"{train.batch_size} photos a step, {train.at_once} at once"
         yield f"{config.name}, stage {number} of {len(config.stages)}: {height}x{width}, {train.epochs} epochs, {steps}"
         yield from cost_lines(footprint)
         step, at_once = measure(footprint) if timed else (math.nan, 0)
@@ -68,7 +68,7 @@ def cost_lines(footprint: Footprint) -> Iterator[str]:
     encoder, decoder = footprint.parameters
     yield f"  parameters  {encoder / 1e6:.1f} M in the encoder, {decoder / 1e6:.1f} M in decoder and head"
     yield f"  forward     {footprint.macs() / 1e9:.0f} GMAC a photo"
-    rate = T4_FLOPS / (2 * footprint.macs() * whole_photo(footprint.config))
+    rate = T4_FLOPS / (2 * footprint.macs() * photo_cost(footprint.config))
     yield f"  prediction  {rate:.1f} photos a second on a T4 by one network through one view, computed"
     needed, most = footprint.configured_bytes("fp16") + OVERHEAD, footprint.largest_batch(T4 - OVERHEAD, "fp16")
     memory = f"{needed / GIB:.1f} GiB on a GPU in fp16, {OVERHEAD / GIB:.0f} of it allowed for CUDA itself"
@@ -110,12 +110,12 @@ def forward_passes(stage: Config, train_photos: int, val_photos: int) -> float:
     """Of photos at training size, in all epochs: backward costs two of them, and validation sees whole photos."""
     val_photos /= stage.train.validate_every
     train_photos *= 1 + stage.data.pseudo_share if stage.data.pseudo else 1  # if there are as many
-    return stage.train.epochs * (3 * train_photos + whole_photo(stage) * val_photos)
+    return stage.train.epochs * (3 * train_photos + photo_cost(stage) * val_photos)
 
 
-def whole_photo(stage: Config) -> float:
+def photo_cost(stage: Config) -> float:
     """How many photos at training size a whole one counts for."""
-    return math.prod(stage.data.size) / math.prod(stage.data.crop or stage.data.size)
+    return math.prod(stage.data.size) / math.prod(stage.data.train_size)
 
 
 def count_photos(input_root: Path, folds: pd.DataFrame, cars_file: Path | None) -> dict[int, int]:

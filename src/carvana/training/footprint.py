@@ -85,7 +85,7 @@ class Footprint:
 
     def __init__(self, config: Config):
         self.config = config
-        self.size: Size = config.data.crop or config.data.size  # that is trained on
+        self.size: Size = config.data.train_size
         self.model = build_model(config.model, pretrained=False).to("meta", memory_format=torch.channels_last)
         self._averaged, self._casts = deepcopy(self.model), GpuCasts()
         self._optimizer = build_optimizer(self.model, config.optim)

@@ -63,7 +63,7 @@ class Learner:
         """Notes the precision, and tries the configured micro-batch again: what left it no memory may be gone."""
         precisions, precision = self.position.precisions, self.accelerator.mixed_precision
         self.position.precisions = precisions + [precision] * (precisions[-1:] != [precision])
-        self.position.micro_batch = self.stage.train.micro_batch or self.stage.train.batch_size
+        self.position.micro_batch = self.stage.train.at_once
 
 
 def build_learner(
@@ -92,8 +92,7 @@ def build_learner(
         speed_up_convolutions(model)
     memory_format = config.train.memory_format
     if memory_format == "auto":
-        at_once = min(2, config.train.micro_batch or config.train.batch_size)
-        images = torch.Size((at_once, 3, *(config.data.crop or config.data.size)))
+        images = torch.Size((min(2, config.train.at_once), 3, *config.data.train_size))
         memory_format = choose_format(model, Device(accelerator.device, precision), images)
     (memory_format,) = broadcast_object_list([memory_format])  # the first process decides: DDP wants them alike
     model = model.lay_out(accelerator.device, FORMATS[memory_format])

@@ -20,7 +20,7 @@ def validate(learner: Learner, photos: Photos, deadline: float = float("inf")) -
     accelerator, stage, model = learner.accelerator, learner.stage, learner.ema.module.eval()
     broadcast(list(model.buffers()))  # BatchNorm's statistics are each process's own; the first one's are kept
     image_ids = validated(stage, photos)[accelerator.process_index :: accelerator.num_processes]
-    loading = Loading(whole_photos(stage.train.batch_size, stage.data), stage.data.num_workers)
+    loading = Loading(validation_batch(stage.train.batch_size, stage.data), stage.data.num_workers)
     predictor = Predictor([[Member(Fit.of(stage.data), TTA(model))]], learner.device, loading)
     scores = []
     for prediction in predictor.predict(photos, image_ids, masks=True, description="validate"):
@@ -35,7 +35,7 @@ def validated(stage: Config, photos: Photos) -> list[str]:
     return photos.image_ids[:: stage.train.validate_every]
 
 
-def whole_photos(batch_size: int, data: DataConfig) -> int:
+def validation_batch(batch_size: int, data: DataConfig) -> int:
     """How many whole photos have about as many pixels as a batch of crops; at least one."""
-    (height, width), (crop_height, crop_width) = data.size, data.crop or data.size
+    (height, width), (crop_height, crop_width) = data.size, data.train_size
     return max(1, batch_size * crop_height * crop_width // (height * width))
