@@ -24,7 +24,7 @@ from carvana import command
 from carvana.config import Config, LossConfig
 from carvana.data.folds import read_folds
 from carvana.data.images import Photos, open_train
-from carvana.device import Device, chosen_precision, process_state
+from carvana.device import local_device
 from carvana.errors import InputError
 from carvana.evaluation.metrics import BEYOND
 from carvana.experiment import load_experiment
@@ -72,18 +72,15 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.001, help="Of training, for each seed of each variant.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 2,
     variants: Annotated[str, typer.Option(help="all, or names joined by commas; the base is always one.")] = "all",
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of all variants.")
-    ] = (),
-    output: Annotated[Path, typer.Option(help="Folder for runs and results.")] = command.REPOSITORY
-    / "runs"
-    / "ablation",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again what has a result already.")] = False,
+    overrides: command.OverridesOption = (),
+    output: Annotated[Path, typer.Option(help="Folder for runs and results.")] = command.RUNS / "ablation",
+    overwrite: command.OverwriteOption = False,
 ) -> None:
     configs = build_variants(parse_variants(variants), experiment, list(overrides))
     photos, folds = open_train(input_root, cars, configs["base"].data.photos), read_folds(folds_file)
     results = {}
     for name, config in configs.items():
+        device = local_device(config.train.precision)
         for seed in range(seeds):
             seeded = config.changed(train={"seed": config.train.seed + seed})
             split = split_fold(photos, folds, fold, output, f"{name}-{seed}")
@@ -92,8 +89,8 @@ def main(
                 "fold": fold,
                 "folds_digest": split.digest,
                 "cars": photos.cars,
-                "device": device_name(process_state().device),
-                "precision": chosen_precision(config.train.precision),
+                "device": device_name(device.device),
+                "precision": device.precision,
                 "config": seeded.model_dump(mode="json"),
             }
             path = output / f"{name}-{seed}.json"
@@ -128,7 +125,7 @@ def build_variants(names: list[str], experiment: str, overrides: list[str]) -> d
 def train_variant(config: Config, fold: Fold, minutes: float) -> dict:
     """The last step's scores, on all held-out photos at photo size, and what they took."""
     say(f"{config.name}, seed {config.train.seed}: {' '.join(VARIANTS[config.name]) or 'the experiment itself'}")
-    race = Race(fold, minutes, config, Device(process_state().device, chosen_precision(config.train.precision)))
+    race = Race(fold, minutes, config, local_device(config.train.precision))
     with hard_targets() if config.name == "hard_targets" else nullcontext():
         trained = train_ours(race)
     scores = score(trained.model, trained.fit, race, fold.val.image_ids)

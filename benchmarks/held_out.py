@@ -36,8 +36,8 @@ def main(
     input_root: command.InputOption = command.INPUT,
     runs: command.RunsOption = command.RUNS,
     backend: command.BackendOption = "torch",
-    output: Annotated[Path, typer.Option(help="Folder for results.")] = command.REPOSITORY / "runs" / "held_out",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what has a result already.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for results.")] = command.RUNS / "held_out",
+    overwrite: command.OverwriteOption = False,
 ) -> None:
     device, results = local_device(), {}
     for entry in entries:

@@ -20,7 +20,7 @@ from results import reuse
 from carvana import command
 from carvana.data.folds import read_folds
 from carvana.data.images import open_train
-from carvana.device import Device, chosen_precision, process_state
+from carvana.device import Device, local_device
 from carvana.errors import InputError
 from carvana.evaluation.metrics import BEYOND, estimate_mean
 from carvana.experiment import load_experiment
@@ -39,22 +39,18 @@ def main(
     fold: Annotated[int, typer.Option(help="The fold whose cars are held out.")] = 0,
     minutes: Annotated[str, typer.Option(help="Of training, for each contestant; several as 15,30,60.")] = "30",
     contestants: Annotated[str, typer.Option(help=f"all, or some of {','.join(CONTESTANTS)}.")] = "all",
-    output: Annotated[Path, typer.Option(help="Folder for results and plot.")] = command.REPOSITORY
-    / "runs"
-    / "time_to_dice",
+    output: Annotated[Path, typer.Option(help="Folder for results and plot.")] = command.RUNS / "time_to_dice",
     tta: command.TtaOption = "none",
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of ours, e.g. optim.lr=3e-4.")
-    ] = (),
+    overrides: command.OverridesOption = (),
     smp_size: Annotated[str, typer.Option(help="smp's network size.")] = "512x768",
     smp_lr: Annotated[float, typer.Option(help="smp's first learning rate; a cosine follows.")] = 1e-3,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train again what has a result already.")] = False,
+    overwrite: command.OverwriteOption = False,
 ) -> None:
     names, views = parse_contestants(contestants), parse_views(tta)
     config = load_experiment(experiment, command.EXPERIMENTS, list(overrides))
     photos = open_train(input_root, cars, config.data.photos)
     split = split_fold(photos, read_folds(folds_file), fold, output, config.name)
-    device = Device(process_state().device, chosen_precision(config.train.precision))
+    device = local_device(config.train.precision)
     task = describe_task(split, views, device)
     for budget in parse_minutes(minutes):
         race = Race(split, budget, config, device, command.parse_size(smp_size), smp_lr)

@@ -40,9 +40,7 @@ def main(
     experiment: Annotated[str, typer.Option(help="A name in src/experiments, or a path.")] = "unet_lite0",
     input_root: command.InputOption = command.INPUT,
     cars: command.CarsOption = command.REPOSITORY / "benchmarks" / "sample_cars.txt",
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. data.num_workers=1.")
-    ] = (),
+    overrides: command.OverridesOption = (),
     photos: Annotated[int, typer.Option(min=1, help="Photos of a block, rounded up to whole cars.")] = 80,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
