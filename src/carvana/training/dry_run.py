@@ -50,8 +50,8 @@ def cost_of_training(
         elif timed:
             yield f"  time        not measured: even one photo needs more than the {room() / GIB:.1f} GiB here"
         for fold, split in splits.items():
+            computed[fold] += t4_seconds(footprint, *split)
             passes = forward_passes(stage, *split)
-            computed[fold] += passes * 2 * footprint.macs() / T4_FLOPS
             measured[fold] += passes * step / (3 * train.batch_size) / process_state().num_processes
     for fold, seconds in computed.items():
         speed = f"computed at {T4_FLOPS / 1e12:.0f} TFLOP/s, not measured"
@@ -68,8 +68,7 @@ def cost_lines(footprint: Footprint) -> Iterator[str]:
     encoder, decoder = footprint.parameters
     yield f"  parameters  {encoder / 1e6:.1f} M in the encoder, {decoder / 1e6:.1f} M in decoder and head"
     yield f"  forward     {footprint.macs() / 1e9:.0f} GMAC a photo"
-    rate = T4_FLOPS / (2 * footprint.macs() * photo_cost(footprint.config))
-    yield f"  prediction  {rate:.1f} photos a second on a T4 by one network through one view, computed"
+    yield f"  prediction  {t4_rate(footprint):.1f} photos a second on a T4 by one network through one view, computed"
     needed, most = footprint.configured_bytes("fp16") + OVERHEAD, footprint.largest_batch(T4 - OVERHEAD, "fp16")
     memory = f"{needed / GIB:.1f} GiB on a GPU in fp16, {OVERHEAD / GIB:.0f} of it allowed for CUDA itself"
     fits = "fits" if needed <= T4 else "does not fit"
@@ -104,6 +103,16 @@ def measure(footprint: Footprint) -> tuple[float, int]:
         loss = forward_backward(learner, batch[:, :3], batch[:, 3:]).mean().item()
         update(learner, loss, learner.accelerator.clip_grad_norm_(model.parameters(), config.optim.clip).item())
     return (time.monotonic() - started) / STEPS, learner.position.micro_batch
+
+
+def t4_seconds(footprint: Footprint, train_photos: int, val_photos: int) -> float:
+    """Of all epochs of a stage on a T4, computed."""
+    return forward_passes(footprint.config, train_photos, val_photos) * 2 * footprint.macs() / T4_FLOPS
+
+
+def t4_rate(footprint: Footprint) -> float:
+    """Photos a second that a T4 predicts by one network through one view, computed."""
+    return T4_FLOPS / (2 * footprint.macs() * photo_cost(footprint.config))
 
 
 def forward_passes(stage: Config, train_photos: int, val_photos: int) -> float:
