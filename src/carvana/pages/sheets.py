@@ -6,7 +6,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from carvana.data import pictures
 from carvana.data.augmentations import build_augmentation
 from carvana.data.cache import PhotoCache
 from carvana.data.dataset import TrainSet
@@ -16,6 +15,7 @@ from carvana.data.rle import rle_decode
 from carvana.errors import InputError
 from carvana.evaluation.summary import read_oof
 from carvana.log import progress
+from carvana.pages import pictures
 from carvana.pages.pictures import add_caption, arrange, draw_contour, scale
 from carvana.submission.csv import read_submission
 
