@@ -24,7 +24,7 @@ from carvana import command
 from carvana.config import Config, LossConfig
 from carvana.data.folds import read_folds
 from carvana.data.images import Photos, open_train
-from carvana.device import local_device
+from carvana.device import Device, local_device
 from carvana.errors import InputError
 from carvana.evaluation.metrics import BEYOND
 from carvana.experiment import load_experiment
@@ -94,7 +94,7 @@ def main(
                 "config": seeded.model_dump(mode="json"),
             }
             path = output / f"{name}-{seed}.json"
-            train = partial(train_variant, seeded, split, minutes)
+            train = partial(train_variant, seeded, split, minutes, device)
             results[name, seed] = reuse(path, settings, overwrite, train)
     report(results, seeds, photos, fold)
     print(f"written: {output}")
@@ -122,10 +122,10 @@ def build_variants(names: list[str], experiment: str, overrides: list[str]) -> d
     return configs
 
 
-def train_variant(config: Config, fold: Fold, minutes: float) -> dict:
+def train_variant(config: Config, fold: Fold, minutes: float, device: Device) -> dict:
     """The last step's scores, on all held-out photos at photo size, and what they took."""
     say(f"{config.name}, seed {config.train.seed}: {' '.join(VARIANTS[config.name]) or 'the experiment itself'}")
-    race = Race(fold, minutes, config, local_device(config.train.precision))
+    race = Race(fold, minutes, config, device)
     with hard_targets() if config.name == "hard_targets" else nullcontext():
         trained = train_ours(race)
     scores = score(trained.model, trained.fit, race, fold.val.image_ids)

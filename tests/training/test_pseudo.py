@@ -185,6 +185,7 @@ def test_unsure_photos_are_left_out_and_what_cannot_be_trained_on_is_refused(dem
     facts = json.loads(Path(f"{write_pseudo(labels, names)}.json").read_text())
     for changed, fault in (
         ({"kind": "rows"}, "not beside labels (it is of rows)"),
+        ({"seen_cars": None}, "not beside labels"),  # as an earlier version left them
         ({"out_of_fold": True}, "data.soft"),
     ):
         write_json(Path(f"{labels}.json"), facts | changed)

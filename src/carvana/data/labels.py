@@ -63,7 +63,7 @@ def read_source(path: Path, setting: str) -> Source:
     """What the `.json` says. Raises InputError, for `setting`, if the file is not as it was written."""
     try:
         facts = json.loads(path.with_name(f"{path.name}.json").read_text())
-        digest, seen_cars, size = facts["digest"], facts["seen_cars"], tuple(facts["size"])
+        digest, seen_cars, size = facts["digest"], list(facts["seen_cars"]), tuple(facts["size"])
         if (kind := facts["kind"]) not in (LABELS, SOFT):
             raise ValueError(f"it is of {kind}")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -69,8 +69,7 @@ def open_pseudo(data: DataConfig, input_root: Path) -> PseudoPhotos | None:
     """What `data.pseudo` names, without the unsure photos, and says how many these are; None if it names nothing.
 
     Soft masks say themselves how sure they are: all are taken. Raises InputError if the file is not as it was written
-    or of photos that are not there, if none is sure enough, or if it is not known which cars its networks have learnt
-    from.
+    or of photos that are not there, or if none is sure enough.
     """
     if data.pseudo is None:
         return None
