@@ -87,17 +87,17 @@ def copied_bytes(device: torch.device, seconds: float, clock: Callable[[], float
     return COPIED * call_rate(lambda: target.copy_(source), device, seconds, min, clock)
 
 
-def training_step(learner: Learner) -> tuple[Callable[[], None], int]:
-    """A step on random photos that are on the device, and their number."""
+def training_step(learner: Learner) -> tuple[Callable[[], bool], int]:
+    """A step on random photos that are on the device, True if fp16 did not skip it; and their number."""
     stage, device = learner.stage, learner.accelerator.device
     shape = (stage.train.batch_size, *stage.data.train_size, 4)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     images, masks = send([part.permute(0, 3, 1, 2) for part in (pixels[..., :3], pixels[..., 3:])], learner)
 
-    def step() -> None:
+    def step() -> bool:
         losses = forward_backward(learner, images, masks)
         norm = learner.accelerator.clip_grad_norm_(learner.model.parameters(), stage.optim.clip)
-        update(learner, *torch.stack([losses.mean(), norm]).tolist())
+        return update(learner, *torch.stack([losses.mean(), norm]).tolist())
 
     learner.model.train()
     return step, len(images)
@@ -141,7 +141,7 @@ def predict_rate(config: Config, device: Device, seconds: float) -> float:
     model = build_model(config.model, pretrained=False)
     # Without statistics of its own a random network can be so large that fused BatchNorms change its logits.
     update_bn([torch.randint(0, 256, (4, 3, 128, 192), dtype=torch.uint8)], model)
-    member = Member(Fit.of(config.data), TTA(prepare_model(model, device), ["identity"]))
+    member = Member(Fit.of(config.data), TTA(prepare_model(model, device, size=config.data.size), ["identity"]))
     predictor = Predictor([[member]], device, Loading(PREDICTED_AT_ONCE))
     predictions = predictor.predict(RandomPhotos(config.data.size), [""] * 10**6)
     work = lambda: list(itertools.islice(predictions, PREDICTED_AT_ONCE))

@@ -11,7 +11,7 @@ import library  # noqa: F401
 import torch
 import typer
 from accelerate.utils.memory import clear_device_cache
-from limits import matmul_flops, predict_rate, train_flops, train_rate
+from limits import matmul_flops, predict_rate, train_flops, train_rate, training_step
 from loader import SHIPPED, WORKERS, epoch_rates
 from machine import describe_machine, headline
 
@@ -70,16 +70,21 @@ def measure(config: Config, device: Device, photos: Photos | None, peak: float, 
     share = lambda parts: max(0.0, MEASURED * (end - time.monotonic()) / parts)
     computed, trained = Footprint(config).configured_bytes(device.precision), {}
     loaded = photos and next(epoch_rates(config.changed(data={"num_workers": WORKERS}), photos))[0]
-    clear_device_cache(garbage_collection=True)
-    torch.accelerator.reset_peak_memory_stats()
+    memory = {}
     for parts, layout in ((3, "channels_last"), (2, "contiguous")):
-        learner = build_learner(config.changed(train={"memory_format": layout}), pretrained=False)
-        trained[layout] = train_rate(learner, share(parts))
-        del learner
         clear_device_cache(garbage_collection=True)
+        learner = build_learner(config.changed(train={"memory_format": layout}), pretrained=False)
+        step, _ = training_step(learner)
+        any(step() for _ in range(20))  # cuDNN tries algorithms, and takes memory for it; fp16 finds its scale
+        clear_device_cache(garbage_collection=True)
+        torch.accelerator.reset_peak_memory_stats()
+        trained[layout] = train_rate(learner, share(parts))
+        memory[layout] = torch.accelerator.max_memory_allocated() / GIB or None
+        del learner, step
+    clear_device_cache(garbage_collection=True)
     return {
         "train_photos_per_second": trained,
-        "memory_gib": torch.accelerator.max_memory_allocated() / GIB or None,
+        "memory_gib": memory,
         "computed_gib": computed / GIB,
         "share_of_peak": max(trained.values()) * train_flops(config) / peak,
         "predict_photos_per_second": predict_rate(config, device, share(1)),

@@ -10,7 +10,7 @@ class InputError(Exception):
 
 OUT_OF_MEMORY = (
     "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation",
-    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: can't allocate memory", "unable to find an engine to execute",  # cuDNN, without a workspace
 )  # fmt: skip
 LESS = "give a smaller --batch-size, or set train.batch_size or data.size lower"
 NO_LOADERS = "--set data.num_workers=0"

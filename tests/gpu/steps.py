@@ -16,6 +16,9 @@ from carvana.models import MODELS
 from carvana.training.engine import forward_backward, send, update
 from carvana.training.learner import Learner, build_learner
 
+if torch.cuda.is_available():
+    torch.backends.cudnn.benchmark_limit = 1  # to try ten algorithms for each new shape takes a minute a test
+
 SIZE = (128, 192)
 PHOTOS = 8  # of a step, of all processes together
 
@@ -34,7 +37,7 @@ def small(architecture: str, **train) -> Config:
     settings = {"encoder": "test_efficientnet", "pretrained": False, "decoder_channels": (8,) * 5, "base_width": 4}
     settings |= {"deep_supervision": True, "stem_channels": 4}
     model = {key: value for key, value in settings.items() if key in MODELS[architecture].options}
-    train = {"batch_size": PHOTOS, "micro_batch": 2, "precision": "fp32"} | train
+    train = {"batch_size": PHOTOS, "micro_batch": 2, "precision": "fp32", "memory_format": "channels_last"} | train
     groups = {"data": {"size": SIZE}, "model": model | {"architecture": architecture}, "train": train}
     return parse_config({"name": architecture} | groups, architecture)
 
@@ -80,7 +83,7 @@ def check_two_processes(folder: Path) -> None:
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run([*torchrun, __file__, folder], env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*torchrun, __file__, folder], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(folder / f"{rank}.pt") for rank in range(2))
     for architecture in MODELS:

@@ -20,6 +20,9 @@ MENDABLE = {  # by its line
     "x.jpg: cut\n": InputError("Caught InputError in worker 0.\ncarvana.errors.InputError: x.jpg: cut\n"),
     "[Errno 28] No space left on device: 'runs/x'\n": OSError(28, "No space left on device", "runs/x"),
     "out of memory: give a smaller --batch-size": torch.OutOfMemoryError("CUDA out of memory."),
+    "out of memory: give a smaller --batch": RuntimeError(
+        "FIND was unable to find an engine to execute this computation"
+    ),
     "no shared memory is left: --set data.num_workers=0": RuntimeError(
         "unable to allocate shared memory(shm) for file"
     ),

@@ -109,12 +109,13 @@ class ClockedLoader:
 
 
 def measure_validation(learner: Learner, photos: Photos) -> float:
-    """Seconds of a stage's validation, by one car; twice where that is so fast that the first batch counts."""
+    """Seconds of a stage's validation, by one car; twice where the first batch counts: if it is fast, or on a GPU."""
     for parameter in learner.ema.module.parameters():
         nn.init.zeros_(parameter)  # what a hardly trained network gives may be infinite, and would be refused
     few = photos.select(photos.cars[:1])
     seconds = seconds_of(validate, learner, few)
-    (again,) = broadcast_object_list([seconds < SECONDS])
+    tunes = learner.accelerator.device.type == "cuda"  # for seconds, once for each shape
+    (again,) = broadcast_object_list([tunes or seconds < SECONDS])
     if again:
         seconds = seconds_of(validate, learner, few)
     return seconds * len(validated(learner.stage, photos)) / len(validated(learner.stage, few))

@@ -62,7 +62,7 @@ def load_state(accelerator: Accelerator, folder: Path) -> bool:
         scaler, is_scaled = accelerator.scaler, (states[-1] / "scaler.pt").exists()
         accelerator.scaler = scaler if is_scaled else None  # fp16 begins with a new scale where there was none
         try:
-            accelerator.load_state(str(states[-1]))
+            accelerator.load_state(str(states[-1]), map_location="cpu")  # where AdamW keeps its number of steps
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
             raise InputError(f"{states[-1]}: damaged ({type(error).__name__}); start anew with --overwrite") from error
         accelerator.scaler = scaler
