@@ -147,7 +147,7 @@ class TrainConfig(Group):
     epochs: Count = 10
     batch_size: Count = Field(8, description="photos of one step of one process")
     micro_batch: Count | None = Field(None, description="photos of one forward pass; none is batch_size")
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: the fastest native one")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: half where it is native")
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="auto: the faster one")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster steps on a GPU")
     validate_every: Count = Field(1, description="validate each n-th held-out photo after each epoch")
