@@ -77,8 +77,8 @@ def epoch_rates(stage: Config, photos: Photos) -> Iterator[tuple[float, float]]:
     batches = len(photos.image_ids) // batch_size
     if batches < 2:
         raise InputError(f"{len(photos.image_ids)} photos are less than two batches of {batch_size}: give more cars")
-    few_workers, untimed = {"num_workers": min(workers, batches - 1)}, {"memory_format": "channels_last"}
-    stage = stage.changed(data=few_workers, train=untimed)
+    data, train = {"num_workers": min(workers, batches - 1)}, {"memory_format": "channels_last"}  # no step is run
+    stage = stage.changed(data=data, train=train)
     learner = build_learner(stage, pretrained=False)
     cache = PhotoCache(photos, Fit.of(stage.data), 8 * math.prod(stage.data.size) * len(photos.image_ids) / GIB)
     while True:

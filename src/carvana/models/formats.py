@@ -23,7 +23,7 @@ def choose_format(model: Segmenter, device: Device, images: torch.Size) -> str:
     """
     if device.device.type != "cuda":
         return "channels_last"
-    torch.backends.cudnn.benchmark = True  # by the algorithms that will be used
+    torch.backends.cudnn.benchmark = True  # as when it is trained or predicts
     seconds = {name: _seconds(model, device, images, memory_format) for name, memory_format in FORMATS.items()}
     return min(seconds, key=seconds.get)
 

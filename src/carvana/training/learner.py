@@ -92,7 +92,7 @@ def build_learner(
         speed_up_convolutions(model)
     memory_format = config.train.memory_format
     if memory_format == "auto":
-        images = torch.Size((config.train.at_once, 3, *config.data.train_size))  # what cuDNN tries for it is used then
+        images = torch.Size((config.train.at_once, 3, *config.data.train_size))  # a step's: cuDNN tries once
         memory_format = choose_format(model, Device(accelerator.device, precision), images)
     (memory_format,) = broadcast_object_list([memory_format])  # the first process decides: DDP wants them alike
     model = model.lay_out(accelerator.device, FORMATS[memory_format])
