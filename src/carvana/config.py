@@ -15,7 +15,7 @@ Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 STAGED = {"data", "loss", "optim", "train"}  # what a stage may change
 FIXED = {  # of the whole run
-    "average", "compile", "ema_decay", "encoder_lr_factor", "init_from", "layer_decay", "memory_format", "optimizer",
+    "compile", "ema_decay", "encoder_lr_factor", "init_from", "layer_decay", "memory_format", "optimizer",
     "photos", "precision", "pseudo", "pseudo_input", "pseudo_least", "seed", "soft", "weight_decay",
 }  # fmt: skip
 
@@ -151,7 +151,6 @@ class TrainConfig(Group):
     memory_format: Literal["auto", "channels_last", "contiguous"] = Field("auto", description="auto: the faster one")
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster steps on a GPU")
     validate_every: Count = Field(1, description="validate each n-th held-out photo after each epoch")
-    average: int = Field(0, ge=0, le=20, description="last epochs whose weights are averaged at the end; 0 is none")
     init_from: str | None = Field(None, description="run in --runs, or its path, whose weights of this fold are taken")
     seed: int = Field(0, ge=0)
 

@@ -22,7 +22,7 @@ from carvana.errors import InputError
 from carvana.log import alone_in, read_records, write_json, write_records
 from carvana.models import build_model
 from carvana.models.checkpoint import load_checkpoint, read_facts, save_checkpoint
-from carvana.training import averaging, engine
+from carvana.training import engine
 from carvana.training import fold as module
 from carvana.training.fold import train_fold, train_folds
 from carvana.training.learner import build_learner
@@ -146,9 +146,8 @@ def test_time_limit_stops_with_a_resumable_state(tiny, fold, monkeypatch, capsys
     assert len(results(fold)[1]) == 2
 
 
-@pytest.mark.parametrize(("mean_dice", "epoch", "parts"), [(0.95, 4, (3, 4)), (0.0, 3, (3,))])
-def test_the_mean_of_the_last_epochs_is_kept_if_it_is_better(tiny, fold, monkeypatch, mean_dice, epoch, parts):
-    """Than the best epoch of the last stage: an earlier stage's best gives way."""
+def test_the_best_epoch_of_the_last_stage_is_kept(tiny, fold, monkeypatch):
+    """An earlier stage's best gives way."""
     weights, dice = {}, {1: 0.99, 2: 0.2, 3: 0.9, 4: 0.3}
 
     def score(learner, *_):
@@ -157,14 +156,11 @@ def test_the_mean_of_the_last_epochs_is_kept_if_it_is_better(tiny, fold, monkeyp
         return {"x": dice[number]}
 
     monkeypatch.setattr(module, "validate", score)
-    monkeypatch.setattr(averaging, "validate", lambda *_: {"x": mean_dice})
-    assert train_fold(tiny(train={"epochs": 3, "average": 2}, earlier_stages=[{"train": {"epochs": 1}}]), fold)
+    assert train_fold(tiny(train={"epochs": 3}, earlier_stages=[{"train": {"epochs": 1}}]), fold)
     checkpoint, _ = results(fold)
     facts = read_facts(checkpoint.path)
-    assert (facts["epoch"], facts["dice"]) == (epoch, max(mean_dice, 0.9))
-    for name, tensor in checkpoint.model.named_parameters():
-        assert torch.allclose(tensor, sum(weights[part][name] for part in parts) / len(parts), atol=1e-6)
-    assert not (fold.folder / "epochs").exists()
+    assert (facts["epoch"], facts["dice"]) == (3, 0.9)
+    assert all(torch.equal(weights[3][name], tensor) for name, tensor in checkpoint.model.named_parameters())
 
 
 def test_a_run_starts_from_another_runs_weights_of_the_same_fold(tiny, fold, tmp_path):
@@ -215,44 +211,24 @@ def test_a_network_of_all_cars_is_kept_after_its_last_epoch_and_has_no_score(tin
     assert split_fold(photos, table, None, all_cars.folder, "x").train.cars == photos.cars == sorted(table["car"])
     with pytest.raises(InputError, match=table["car"][0]):  # a photographed car that the table lacks
         split_fold(photos, table[1:], None, all_cars.folder, "x")
-    best, weights, kept = all_cars.folder / "best.safetensors", [], []
+    best, weights, log = all_cars.folder / "best.safetensors", {}, module.log_epoch
 
-    def keep(learner, *arguments):
-        weights.append({name: tensor.clone() for name, tensor in learner.ema.module.named_parameters()})
-        kept.append(best.exists())
-        averaging.keep_for_average(learner, *arguments)
+    def end_epoch(learner, record):
+        weights.update({name: tensor.clone() for name, tensor in learner.ema.module.named_parameters()})
+        assert not best.exists()
+        log(learner, record)
 
-    monkeypatch.setattr(module, "keep_for_average", keep)
-    assert train_folds(tiny(train={"average": 2}), [all_cars], all_cars.train, tracker="tensorboard")
-    assert kept == [False, True]
+    monkeypatch.setattr(module, "log_epoch", end_epoch)
+    assert train_folds(tiny(), [all_cars], all_cars.train, tracker="tensorboard")
     checkpoint, records = results(all_cars)
-    for name, tensor in checkpoint.model.named_parameters():
-        assert torch.allclose(tensor, (weights[0][name] + weights[1][name]) / 2, atol=1e-6)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in checkpoint.model.named_parameters())
     facts = read_facts(best)
     assert (facts["fold"], facts["dice"], facts["epoch"], facts["seen_cars"]) == (None, None, 2, all_cars.train.cars)
     assert not {"dice", "worst", "photos"} & {key for record in records for key in record}
-    first, *epochs, mean, end = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fold")]
+    first, *epochs, end = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fold")]
     assert first == "fold none: training on 1 cars, no validation"
     assert re.fullmatch(rf"fold none epoch 2/2: loss {records[1]['loss']:.4f}, [\d.]+ min", epochs[1])
-    assert (mean, end) == ("fold none: mean of 2 epochs", f"fold none: finished, in {all_cars.folder}")
-
-
-def test_a_run_killed_while_it_removes_the_averaged_epochs_keeps_their_mean(tiny, all_cars):
-    config, best, remove = tiny(train={"average": 2}), all_cars.folder / "best.safetensors", shutil.rmtree
-
-    def remove_some(folder, **options):
-        if folder.name not in ("epochs", "averaged"):
-            return remove(folder, **options)
-        if folder.exists():
-            next(folder.iterdir()).unlink()
-            raise Killed
-
-    with patch.object(shutil, "rmtree", remove_some), pytest.raises(Killed):
-        train_fold(config, all_cars)
-    mean = best.read_bytes()
-    assert train_fold(config, all_cars, resume=True)
-    assert best.read_bytes() == mean
-    assert not (all_cars.folder / "averaged").exists()
+    assert end == f"fold none: finished, in {all_cars.folder}"
 
 
 def test_a_killed_run_on_all_cars_resumes_to_the_same_weights(all_cars, tmp_path):

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -111,12 +110,3 @@ def photos_of(paths: Iterable[Path]) -> str:
         listed = ", ".join(f"{path} on {quality}" for quality, path in by_quality.items())
         raise InputError(f"trained on different photos: {listed}; leave one out, or train both with one data.photos")
     return next(iter(by_quality))
-
-
-def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:
-    """The mean of each tensor over checkpoints of one architecture; counters are the last one's."""
-    states = [load_file(path) for path in paths]
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0) if last.is_floating_point() else last
-        for name, last in states[-1].items()
-    }

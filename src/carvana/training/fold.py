@@ -11,7 +11,7 @@ from carvana.data.cache import PhotoCache
 from carvana.data.images import Photos
 from carvana.device import process_state, share
 from carvana.log import alone_in, read_records, say, write_json, write_records
-from carvana.training.averaging import average_epochs, keep_checkpoint, keep_for_average
+from carvana.models.checkpoint import save_checkpoint
 from carvana.training.batches import shared_cache, train_loader
 from carvana.training.budget import Plan, plan_fold
 from carvana.training.engine import OutOfTime, check_clock, train_one_epoch
@@ -83,7 +83,6 @@ def train_fold(
         with tracking(learner):
             while learner.position.epoch < learner.config.epochs:
                 train_stage(learner, fold, records, deadline, plan)
-        average_epochs(learner, fold, deadline)
     except OutOfTime:
         saved = f"--resume continues from {fold.folder}" if records else "nothing saved: not even one epoch fits"
         say(f"{fold}: out of time after {len(records)} of {learner.config.epochs} epochs; {saved}")
@@ -167,9 +166,10 @@ def keep_epoch(learner: Learner, fold: Fold, records: list[dict], plan: Plan | N
         score = f"Dice {dice:.5f} on {record['photos']} photos{' (best)' if better else ''}, "
     if learner.accelerator.is_main_process:
         if better:
-            keep_checkpoint(learner, fold, stage, record, fold.folder / "best.safetensors")
-        if stage is learner.config:
-            keep_for_average(learner, fold, record)
+            save_checkpoint(
+                fold.folder / "best.safetensors", learner.ema.module, stage, fold.number, position.epoch, dice,
+                fold.digest, position.seen_cars, position.precisions,
+            )  # fmt: skip
         write_records(fold.folder / "log.jsonl", records)
     replanned = plan is not None and plan.adapt(records)
     if replanned:
