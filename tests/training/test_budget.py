@@ -200,11 +200,11 @@ def test_a_network_of_all_cars_fills_its_budget_without_validation_and_is_kept_a
     monkeypatch.setattr(pace, "measure_training", lambda *_: Pace(6, 6))
     monkeypatch.setattr(pace, "measure_validation", None)
     monkeypatch.setattr(runs, "run_epoch", slow)
-    kept = Mock(wraps=runs.keep_checkpoint)
-    with patch.object(runs, "keep_checkpoint", kept):
+    kept = Mock(wraps=runs.save_checkpoint)
+    with patch.object(runs, "save_checkpoint", kept):
         assert train_fold(CONFIG, all_cars, budget=Budget(42))
     assert [record["epoch"] for record in read_records(all_cars.folder / "log.jsonl")] == [1, 2, 3, 4, 5]
-    assert [call.args[3]["epoch"] for call in kept.call_args_list] == [5]
+    assert [call.args[4] for call in kept.call_args_list] == [5]
     assert stage_epochs(read_run(all_cars.folder)) == [2, 3]
 
 
