@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from packing import BUILD, Kernel, build, slugify
-from settings import parse_folds, parse_shard, submit_settings, train_settings
+from settings import parse_folds, submit_settings, train_settings
 
 from carvana.command import (
     FOLDS,
@@ -66,6 +66,8 @@ def build_submit(
     dirty: DirtyOption = False, output: FolderOption = BUILD, fold: NetworksOption = None, labels: LabelsOption = None,
 ) -> None:  # fmt: skip
     """Predicts the test photos, or a shard of them, with trained folds."""
+    from carvana.submission.manifest import parse_shard  # with PyTorch, which takes a second
+
     number, count = parse_shard(shard)
     settings = submit_settings(experiments, (number, count), tta, threshold, hours, fold, labels)
     title = title or f"carvana {slugify(experiments[0])} shard {number} of {count}"

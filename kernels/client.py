@@ -110,24 +110,27 @@ class Client:
         numbers = {name: int(number) for name, number in re.findall(r"(?m)^(\w+ \w+): (\d+)", answer)}
         return numbers.get("Remaining today") if numbers.get("Lifetime submissions") else None  # a new team's are all 0
 
-    def submit(self, file: Path, message: str, earlier: int) -> None:
-        """Uploads a submission, unless more than `earlier` with this message have arrived. Raises as create_dataset."""
+    def submit(self, file: Path, message: str, ending: str, earlier: int) -> None:
+        """Uploads a submission, unless more than `earlier` whose messages end so have arrived.
+
+        Raises as create_dataset.
+        """
         command, task = ("competitions", "submit", COMPETITION, "-f", file, "-m", message), f"{file}: not submitted"
 
         def attempt() -> None:
-            if len(self._submissions(message)) <= earlier:
+            if len(self._submissions(ending)) <= earlier:
                 self._call(*command, task=task, success="successfully submitted")
 
         self._patiently(attempt)
 
-    def submissions(self, message: str) -> list[dict]:
-        """The latest submissions with this message, newest first: `status`, `publicScore`, `privateScore`."""
-        return self._patiently(lambda: self._submissions(message))
+    def submissions(self, ending: str) -> list[dict]:
+        """The latest with messages that end so, newest first: `status`, `publicScore`, `privateScore`."""
+        return self._patiently(lambda: self._submissions(ending))
 
-    def _submissions(self, message: str) -> list[dict]:
+    def _submissions(self, ending: str) -> list[dict]:
         lines = self._call("competitions", "submissions", COMPETITION, "--csv").splitlines()
         header = next((place for place, line in enumerate(lines) if line.startswith("ref,")), len(lines))
-        return [row for row in csv.DictReader(lines[header:]) if row["description"] == message]
+        return [row for row in csv.DictReader(lines[header:]) if row["description"].endswith(ending)]
 
     def _status(self, kernel: str) -> str:
         try:

@@ -123,6 +123,7 @@ def push_train(
     entries = []
     for pair in [*parts, *pairs(free)]:  # what was planned is compared with the settings that are given now
         settings = train_settings(experiment, pair, list(overrides), tta, hours, together, budget, labels_of or False)
+        settings |= digests_of(cars=cars, folds_file=folds_file if folds_file != FOLDS else None)
         sources = teaching_sessions(ledger, labels_of, pair) if labels_of and pair not in parts else []
         entries.append(Entry(job, "folds " + " ".join(map(str, pair)), settings, sources))
     for entry in entries:
@@ -159,6 +160,7 @@ def push_submit(
             raise InputError(f"{entry.name}: folds were trained since it was begun; give another --name")
     for number in range(1, shards + 1):
         settings = submit_settings([experiment], (number, shards), tta, threshold, hours, fold, labels)
+        settings |= digests_of(cars=cars)
         ledger.plan(Entry(job, f"shard {number} of {shards}", settings, sources))
     options = {"cars": cars, "accelerator": accelerator}
     driver = Driver(owner, "submit", options, dirty, poll, retry, logs, not no_run)
@@ -171,7 +173,8 @@ def push_submit(
         drive(ledger, job, replace(driver, kind="merge", options={"cars": cars, "gpu": False}))
     target = submissions / f"{name or experiment}.csv.gz"
     outputs.collect_submission(output_of(ledger.last_rounds(job)[0]), target)
-    print(f"{target}: whole and checked; now `launch.py submit {options_of(experiment, name)}`")
+    last = "not all photos, a trial" if cars else f"now `launch.py submit {options_of(experiment, name)}`"
+    print(f"{target}: whole and checked; {last}")
 
 
 @push.command("selftest")
@@ -229,7 +232,8 @@ def fetch() -> None:
     for entry in ledger.entries:
         if entry.state == "complete":
             fetch_output(entry, ledger, client)
-        print(f"{entry.name}: {entry.state}" + (f", in {output_of(entry)}" if output_of(entry).is_dir() else ""))
+        place = f", in {output_of(entry)}" if entry.state in ("done", "failed") else ""
+        print(f"{entry.name}: {entry.state}{place}")
 
 
 @app.command()
@@ -247,19 +251,25 @@ def submit(
         raise InputError(f"{file}: does not exist; `launch.py push submit {options_of(experiment, name)}` makes it")
     if name and job_name("train", experiment, name) in {entry.job for entry in ledger.training_of(job)}:
         runs /= name  # the networks are else those of the experiment
+    if not ledger.of(job):
+        raise InputError(f"{file}: not made by `launch.py push submit`; submissions/README.md says how to upload it")
+    if any("cars" in entry.settings for entry in ledger.of(job)):
+        raise InputError(f"{file}: not of all photos, but of --cars; give `push submit` without it and another --name")
     digest, states = digest_of(file), ledger.content["submissions"]
-    message = leaderboard.submission_message(ledger, job, experiment, runs, digest)
-    if states.get(digest) == "scored" and not again:
+    message = leaderboard.submission_message(file, runs, digest)
+    if states.get(digest) in ("scored", "refused") and not again:
         raise InputError(f"{file}: was submitted before; --again submits it once more")
-    if states.get(digest) != "submitted" or again:
+    if states.get(digest) != "submitted":
         leaderboard.upload(file, message, digest, ledger, client)
         command = f"launch.py push submit {options_of(experiment, name)}"
         leaderboard.record_submission(file, command, runs, journal)
         states[digest] = "submitted"
         ledger.save()
         print(f"submitted: {message}; waiting for its scores: if interrupted, give the command again", flush=True)
-    row = leaderboard.wait_for_score(client, message, poll)
+    row = leaderboard.wait_for_score(client, digest, poll)
     if row["status"].upper().endswith("ERROR"):
+        states[digest] = "refused"
+        ledger.save()
         raise InputError(f"{file}: Kaggle could not score it; the competition's page says why")
     leaderboard.record_scores(file, row["publicScore"], row["privateScore"], journal)
     states[digest] = "scored"
@@ -337,10 +347,15 @@ def teaching_sessions(ledger: Ledger, name: str, folds: list[int | str]) -> list
     networks = [shards[0].settings["fold"]] if shards[0].settings["fold"] else numbers
     allowed = {"none", *networks} if len(networks) == 1 and networks[0].isdecimal() else {"none"}
     if leaking := {*map(str, folds)} - allowed:
-        seen = f"its networks have seen the cars that fold {min(leaking)} is validated on"
-        raise InputError(f"--labels-of {name}: {seen}; give --folds {' or '.join(sorted(allowed, reverse=True))}")
+        reason = f"its networks have seen the cars that fold {min(leaking)} is validated on"
+        raise InputError(f"--labels-of {name}: {reason}; give --folds {' or '.join(sorted(allowed, reverse=True))}")
     soft = shards[0].settings["labels"] == "soft" and folds == ["none"]
     return [last[0].kernel, *(entry.kernel for entry in trained if soft)]
+
+
+def digests_of(**files: Path | None) -> dict[str, str]:
+    """Of the files that are given: another content makes another job."""
+    return {name: digest_of(file) for name, file in files.items() if file}
 
 
 def options_of(experiment: str, name: str | None) -> str:

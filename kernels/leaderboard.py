@@ -1,38 +1,36 @@
 """A submission's way: uploaded once, scored by Kaggle, recorded in submissions/log.jsonl."""
 
-import json
 import time
 from pathlib import Path
 
 from client import Client
 from ledger import Ledger
-from outputs import output_of, read_status, script_output
+from outputs import script_output
 
 from carvana.errors import InputError
 
 
-def submission_message(ledger: Ledger, job: str, experiment: str, runs: Path, digest: str) -> str:
-    """What a submission is made of: from the sessions that predicted it, and the experiment's out-of-fold table.
+def submission_message(file: Path, runs: Path, digest: str) -> str:
+    """What a submission is made of, by the manifest beside it, and its networks' out-of-fold score, if they have one.
 
-    A network of all cars that was trained without folds beside it has no table. The file's digest is in it, so that on
-    Kaggle no two files have one message.
+    It ends as `ending_of` says, so that on Kaggle no two files have one message.
     """
-    entries = ledger.last_rounds(job)
-    summary = read_status(output_of(entries[0])) if entries else None
-    if not summary:
-        raise InputError(f"{job}: no session of it was fetched; `launch.py push submit` does it")
-    views, fold = entries[0].settings["tta"], entries[0].settings.get("fold")
-    commit = f"commit {summary['commit'][:7]}, file {digest[:7]}"
-    if fold == "none" and not (runs / experiment / "oof.json").exists():
-        return f"{experiment}, fold none, {views}, no CV, {commit}"
-    try:
-        oof = json.loads((runs / experiment / "oof.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{runs / experiment}: {error}; `launch.py push train` puts it there") from None
-    networks, score = f"folds {' '.join(oof['folds'])}", f"CV {oof['dice']:.5f} of {oof['photos']} photos"
-    if fold:  # these networks have no score of their own
-        networks, score = f"fold {fold}", f"the folds' {score}"
-    return f"{experiment}, {networks}, {views}, {score}, {commit}"
+    from carvana.submission import journal, manifest  # with PyTorch, which takes a second
+
+    facts = manifest.read_manifest(manifest.manifest_path(file))
+    if facts.digest != digest:
+        raise InputError(f"{file}: not the file of its .json; `launch.py push submit` fetches both again")
+    record = journal.build_record(file, facts, runs, command="")
+    names = dict.fromkeys(" ".join(map(str, folds)) for folds in record["folds"].values())
+    networks = "; ".join(f"folds {folds}" if " " in folds else f"fold {folds}" for folds in names)
+    score = f"CV {cv}" if (cv := journal.cv_text(record)) else "no CV"
+    made = f"{journal.experiments_text(record)}, {networks}, {' + '.join(facts.views)}"
+    return f"{made}, {score}, commit {facts.commit[:7]}, {ending_of(digest)}"
+
+
+def ending_of(digest: str) -> str:
+    """Of the messages of all uploads of a file."""
+    return f"file {digest[:7]}"
 
 
 def upload(file: Path, message: str, digest: str, ledger: Ledger, client: Client) -> None:
@@ -41,16 +39,16 @@ def upload(file: Path, message: str, digest: str, ledger: Ledger, client: Client
     if states.get(digest) != "pushing":
         if client.submissions_left() == 0:
             raise InputError(f"{file}: not submitted: none of today's submissions is left; days begin at 0:00 UTC")
-        arrived[digest] = len(client.submissions(message))
+        arrived[digest] = len(client.submissions(ending_of(digest)))
     states[digest] = "pushing"
     ledger.save()
-    client.submit(file, message, arrived.get(digest, 0))
+    client.submit(file, message, ending_of(digest), arrived.get(digest, 0))
 
 
-def wait_for_score(client: Client, message: str, poll: float) -> dict:
-    """The newest submission with this message, once Kaggle has done with it."""
+def wait_for_score(client: Client, digest: str, poll: float) -> dict:
+    """The newest submission of this file, once Kaggle has done with it."""
     while True:
-        rows = client.submissions(message)
+        rows = client.submissions(ending_of(digest))
         if rows and not rows[0]["status"].upper().endswith("PENDING"):
             return rows[0]
         time.sleep(poll)

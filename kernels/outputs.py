@@ -79,7 +79,8 @@ def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
 def replace_run(target: Path, fetched: Path) -> None:
     """Puts a fetched run where an earlier part of it may lie. Raises InputError if another run lies there."""
     logs = [path.read_bytes() if (path := run / "log.jsonl").exists() else b"" for run in (target, fetched)]
-    if not logs[1].startswith(logs[0]):
+    without_log = not logs[0] and (target / "best.safetensors").exists()
+    if without_log or not logs[1].startswith(logs[0]):
         raise InputError(f"{target}: holds another run than the fetched {fetched}; move it away, or give --runs")
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a copy that was killed

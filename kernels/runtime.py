@@ -217,5 +217,8 @@ def digest_of(path: Path) -> str:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copies a mounted, read-only folder to where it can be written."""
-    shutil.copytree(source, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    """Copies a mounted, read-only folder to where it can be written: `copytree` makes its folders read-only too."""
+    for path in filter(Path.is_file, source.rglob("*")):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from client import Busy, Client, NoHours, Transient
 from ledger import Entry, Ledger
 from logs import LogStreams
-from outputs import fetch_output, output_of
+from outputs import fetch_output, output_of, read_status
 from packing import BUILD, Kernel, build, slugify
 
 from carvana.command import command_line
@@ -60,10 +61,12 @@ def drive(ledger: Ledger, job: str, driver: Driver) -> bool:
 
     Raises InputError if a part has failed, or if the week's GPU hours are used up.
     """
-    if driver.retry:
-        for entry in failed_parts(ledger, job):
+    for entry in ledger.last_rounds(job):
+        if driver.retry and entry.state == "failed":
             entry.replan()
-        ledger.save()
+        if entry.state == "done" and read_status(output_of(entry)) is None:
+            entry.state = "complete"  # what was fetched is not here any more
+    ledger.save()
     if not driver.run:
         save_kernels(ledger, job, driver)
         return False
@@ -123,6 +126,7 @@ def push(entry: Entry, ledger: Ledger, driver: Driver) -> int:
             driver.check_quota(refusal=str(error))
         if isinstance(error, InputError):
             raise
+        shutil.rmtree(folder)  # it is built again under another name
         print(f"{entry.name}: Kaggle is busy with other sessions of yours, waiting", flush=True)
         return AT_ONCE
     entry.state = "running"
@@ -144,7 +148,8 @@ def refresh(entries: list[Entry], ledger: Ledger, client: Client) -> int:
             entry.state = "running"
             running += 1
         elif status == "unknown":
-            print(f"{entry.kernel}: Kaggle does not show it (yet); if it was deleted, edit {ledger.path}", flush=True)
+            remedy = f"if it was deleted, edit {ledger.path}; if your token is no longer valid, make another"
+            print(f"{entry.kernel}: Kaggle does not show it (yet); {remedy}", flush=True)
             running += 1
         else:
             entry.state = "complete"

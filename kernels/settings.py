@@ -78,11 +78,3 @@ def view_count(tta: str) -> int:
     from carvana.prediction import tta as views  # with PyTorch, which takes a second
 
     return len(views.parse_views(tta))
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """`1/4` is shard 1 of 4."""
-    match = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", text)
-    if not match or int(match[1]) > int(match[2]):
-        raise InputError(f"--shard {text}: give i/n with i from 1 to n, such as 1/4")
-    return int(match[1]), int(match[2])

@@ -1,7 +1,7 @@
 """Scores experiments out-of-fold: `python src/evaluate.py unet_lite0 --tta hflip`.
 
-`--compare unet_lite0_640` then says whether that one is better, or only luckier with its cars. With `--soft` the
-probabilities can be trained on: `data.soft`.
+`evaluate.py unet_lite0_640 --compare unet_lite0` also says whether unet_lite0_640 is better than unet_lite0, or only
+luckier with its cars. With `--soft` the probabilities can be trained on: `data.soft`.
 """
 
 from typing import Annotated

@@ -42,7 +42,7 @@ def main(
     from carvana.training.split import split_fold, with_labels
     from carvana.training.tracking import check_tracker
 
-    deadline, limit = command.end_of(hours), budget and Budget(command.parse_duration(budget))
+    deadline, limit = command.end_of(hours), None if budget is None else Budget(command.parse_duration(budget))
     process, config = join_processes(), load_experiment(experiment, command.EXPERIMENTS, list(overrides), name)
     if resume and overwrite:
         raise InputError("--resume and --overwrite: choose one")

@@ -152,7 +152,7 @@ class TrainConfig(Group):
     compile: bool = Field(False, description="torch.compile: minutes to start, then faster steps on a GPU")
     validate_every: Count = Field(1, description="validate each n-th held-out photo after each epoch")
     init_from: str | None = Field(None, description="run in --runs, or its path, whose weights of this fold are taken")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
 
     @property
     def at_once(self) -> int:

@@ -30,6 +30,7 @@ WRONG = {  # overrides
     "optimizer.lr=1": "optimizer: no such setting; did you mean optim",
     "optim.zzz=1": "optim.zzz: no such setting; choose from optimizer, lr",
     "optim.lr=-1": r"optim\.lr = -1: .*greater than 0", "data.size=[512]": "data.size",
+    "train.seed=20261127120000": r"train\.seed = 20261127120000: .*less than 2147483648",
     "data.fit=stretch": "data.fit = 'stretch': .*'resize' or 'pad'",
     "data.crop=[1024,64]": r"data.crop = \[1024, 64\]: .*larger than data.size, 256x384",
     "earlier_stages=[{data: {size: [64, 96]}}]": "earlier_stages: number 0 has no train.epochs of its own",

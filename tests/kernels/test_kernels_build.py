@@ -90,7 +90,7 @@ def test_uncommitted_changes_are_refused_or_stamped(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("submit demo --shard 3/2", "--shard 3/2: give i/n with i from 1 to n, such as 1/4"),
+        ("submit demo --shard 3/2", "--shard 3/2: give i/n with i from 1 to n, such as 1/3"),
         ("train demo --folds 0-", "--folds 0-: give 0-4, 0,2, 3, or none (all cars)"),
         ("submit demo --labels sure", "--labels sure: give hard or soft"),
         ("submit demo --fold 0-2", "--fold 0-2: give a number, several as 0,1, "),

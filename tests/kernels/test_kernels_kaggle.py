@@ -176,7 +176,8 @@ def test_the_submission_is_what_the_scripts_predict_here_with_the_fetched_folds(
     assert "1 of 2 blocks are there already" in season.machines[6].log
     assert ("overlays.jpg" in merged.status["files"], "rows of 3 parts, checked" in merged.log) == (True, True)
     assert (season.server.uploads, len(season.server.submissions)) == ([file.read_bytes()] * 3, 2)
-    message = r"demo, folds 0 1, none, CV 0\.\d{5} of 32 photos, commit [0-9a-f]{7}, file [0-9a-f]{7}"
+    score = r"CV 0\.\d{5} \(0\.\d{5} to 0\.\d{5}\) of 32 photos"
+    message = rf"demo, folds 0 1, identity, {score}, commit [0-9a-f]{{7}}, file [0-9a-f]{{7}}"
     assert re.fullmatch(message, season.server.submissions[0]["description"])
     record, again = read_journal(season.root / "submissions" / "log.jsonl")
     assert (record["public"], record["private"], again) == (0.9971, 0.9968, record)
@@ -283,8 +284,8 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
     submission = manifest_path(tmp_path / "submissions" / "student.csv.gz")
     assert [*read_manifest(submission).checkpoints["demo"]] == ["none"]
     messages = (
-        r"demo, fold none, none, no CV, commit [0-9a-f]{7}, file [0-9a-f]{7}",
-        r"demo, folds 0 1, none, CV 0\.\d{5} of 32 .*",
+        r"demo, fold none, identity, no CV, commit [0-9a-f]{7}, file [0-9a-f]{7}",
+        r"demo, folds 0 1, identity, CV 0\.\d{5} .* of 32 .*",
     )
     assert all(map(re.fullmatch, messages, (row["description"] for row in server.submissions)))
     record, step = read_journal(tmp_path / "submissions" / "log.jsonl")[-1], "submit --experiment demo --name student"
@@ -330,6 +331,21 @@ def test_a_fetched_run_continues_the_one_that_lies_there_and_replaces_no_other(t
     with pytest.raises(InputError, match=r"runs/fold0: holds another run than the fetched .*; move it away"):
         outputs.replace_run(target, fetched)
     assert (target / "log.jsonl").read_text() == "another\n"
+    (target / "log.jsonl").unlink()
+    (target / "best.safetensors").touch()  # somebody's checkpoint, without the log of its training
+    with pytest.raises(InputError, match="holds another run"):
+        outputs.replace_run(target, fetched)
+
+
+def test_a_mounted_folder_is_copied_to_where_all_of_it_can_be_written(tmp_path):
+    (tmp_path / "mount" / "state").mkdir(parents=True)
+    (tmp_path / "mount" / "state" / "model").write_text("weights")
+    for folder in (tmp_path / "mount" / "state", tmp_path / "mount"):
+        folder.chmod(0o555)
+    for _ in range(2):
+        runtime.copy_folder(tmp_path / "mount", tmp_path / "copy")
+    assert (tmp_path / "copy" / "state" / "model").read_text() == "weights"
+    assert {path.stat().st_mode & 0o200 for path in (tmp_path / "copy").rglob("*")} == {0o200}
 
 
 def test_one_command_at_a_time_writes_the_ledger(tmp_path, monkeypatch):
@@ -405,15 +421,37 @@ def test_what_does_not_arrive_whole_is_fetched_by_the_next_command(server, seaso
     assert (server.calls.count("SaveKernel"), server.calls.count("ListKernelSessionOutput")) == (1, 4)
 
 
-def test_the_message_of_a_submission_names_its_networks_and_whose_score_is_given(tmp_path, monkeypatch):
-    write_json(tmp_path / "runs" / "demo" / "oof.json", {"folds": {"0": 0.9, "1": 0.9}, "dice": 0.9, "photos": 32})
-    monkeypatch.setattr(leaderboard, "output_of", lambda entry: tmp_path)
-    write_json(tmp_path / "status.json", {"commit": "0123456789"})
-    for fold, words in (("none", "fold none, hflip, the folds' CV 0.9"), (None, "folds 0 1, hflip, CV 0.9")):
-        settings = submit_settings(["demo"], (1, 1), "hflip", None, 1, fold)
-        ledger = SimpleNamespace(last_rounds=lambda job, settings=settings: [Entry(job, "", settings, [])])
-        message = leaderboard.submission_message(ledger, "submit demo", "demo", tmp_path / "runs", "fedcba9876")
-        assert message == f"demo, {words}0000 of 32 photos, commit 0123456, file fedcba9"
+def test_what_has_another_content_or_is_of_some_cars_is_another_job(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "drive", lambda *_: False)  # plans only
+    (tmp_path / "cars.txt").write_text("some\n")
+    push_train(tmp_path, cars=tmp_path / "cars.txt")
+    with pytest.raises(InputError, match="folds 0: was begun with other settings"):
+        push_train(tmp_path)
+    (tmp_path / "cars.txt").write_text("others\n")
+    with pytest.raises(InputError, match="folds 0: was begun with other settings"):
+        push_train(tmp_path, cars=tmp_path / "cars.txt")
+    ledger = Ledger(tmp_path / "launch.json")
+    ledger.entries[0].state = "done"
+    ledger.save()
+    launch.push_submit("demo", "alice", cars=tmp_path / "cars.txt")
+    (tmp_path / "demo.csv.gz").touch()
+    with pytest.raises(InputError, match=r"demo\.csv\.gz: not of all photos, but of --cars; give"):
+        launch.submit("demo", submissions=tmp_path)
+    (tmp_path / "own.csv.gz").touch()
+    with pytest.raises(InputError, match=r"own\.csv\.gz: not made by `launch\.py push submit`"):
+        launch.submit("demo", name="own", submissions=tmp_path)
+
+
+def test_what_was_fetched_and_is_gone_is_fetched_again(season, tmp_path, monkeypatch):
+    shutil.copy(season.root / "launch.json", tmp_path)
+    ledger, asked = Ledger(tmp_path / "launch.json"), []
+    monkeypatch.setattr(sessions, "BUILD", tmp_path)
+    monkeypatch.setattr(outputs, "BUILD", tmp_path)
+    fetch = lambda entry, *_: asked.append(entry) or setattr(entry, "state", "done")
+    monkeypatch.setattr(sessions, "fetch_output", fetch)
+    driver = sessions.Driver("alice", "train", {}, False, 0, False, False, True, client=None)
+    assert sessions.drive(ledger, "train demo", driver)
+    assert asked == ledger.last_rounds("train demo")
 
 
 def test_an_upload_begun_again_is_told_from_earlier_ones_of_the_same_file(tmp_path):
@@ -425,11 +463,11 @@ def test_an_upload_begun_again_is_told_from_earlier_ones_of_the_same_file(tmp_pa
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    client = SimpleNamespace(submissions_left=lambda: 3, submissions=lambda message: rows, submit=submit)
+    client = SimpleNamespace(submissions_left=lambda: 3, submissions=lambda ending: rows, submit=submit)
     with pytest.raises(KeyboardInterrupt):
         leaderboard.upload("x.csv", "message", "digest", ledger, client)
     leaderboard.upload("x.csv", "message", "digest", Ledger(ledger.path), client)
-    assert calls == [("x.csv", "message", 1)] * 2
+    assert calls == [("x.csv", "message", "file digest", 1)] * 2
 
 
 def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, monkeypatch):
@@ -735,6 +773,7 @@ def test_a_fold_fails_and_the_others_result_is_kept(season, mounts, tmp_path):
     """Of the mounted states of a fold the one that was trained furthest is taken, here a broken one."""
     fold, good = tmp_path / "broken" / "runs" / "demo" / "fold1", season.machines[1].working
     (fold / "state" / "epoch-0001").mkdir(parents=True)
+    (fold / "state" / "epoch-0001" / "model.safetensors").touch()
     (fold / "run.json").write_text("{")
     (fold / "log.jsonl").write_text("{}\n{}\n")
     sources = {"notebooks/a": good, "notebooks/b": tmp_path / "broken", "notebooks/c": good}

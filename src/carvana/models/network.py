@@ -65,8 +65,14 @@ def _before_forward(network: Network, _inputs: tuple) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = network.momenta.setdefault(module, module.momentum)
+    switch_checkpointing(network, network.training)
+
+
+def switch_checkpointing(network: nn.Module, on: bool) -> None:
+    """By timm's own switches. Some encoders raise an AssertionError if it is to be on."""
+    for module in network.modules():
         if hasattr(module, "set_grad_checkpointing"):
-            module.set_grad_checkpointing(network.training)
+            module.set_grad_checkpointing(on)
 
 
 def _after_forward(network: Network, _inputs: tuple, logits: torch.Tensor) -> None:
@@ -97,6 +103,10 @@ class EncoderDecoder(Network):
     def __init__(self, config: ModelConfig, pretrained: bool):
         super().__init__(config.grad_checkpointing)
         self.encoder = encoder = create_encoder(config.encoder, config.pretrained and pretrained, config.weights)
+        try:
+            switch_checkpointing(encoder, config.grad_checkpointing)
+        except AssertionError:  # HRNet's
+            raise InputError(f"model.grad_checkpointing: {config.encoder} cannot do it; set it to false") from None
         self.mean, self.std = encoder.pretrained_cfg["mean"], encoder.pretrained_cfg["std"]
         for child in encoder.children():
             if config.grad_checkpointing and getattr(child, "inplace", False):

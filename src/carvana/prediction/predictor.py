@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos
 from carvana.data.loader import Loading, load_photos, map_in_threads, to_tensor
 from carvana.data.rle import encode_tensor
 from carvana.device import Device
-from carvana.errors import InputError
-from carvana.log import progress
+from carvana.errors import InputError, is_out_of_memory
+from carvana.log import progress, say
 from carvana.models.checkpoint import Checkpoint
 from carvana.prediction.backends import prepare_model
 from carvana.prediction.ensemble import weighted_mean
@@ -96,6 +97,7 @@ class Predictor:
         self.mixes, self.device, self.loading = mixes, device, loading
         self.fits = list(dict.fromkeys(member.fit for mix in mixes for member in mix))
         self.occurrences = Counter(member[:2] for mix in mixes for member in mix)
+        self.one_by_one = False  # the photos of a batch, since memory did not suffice for all at once
 
     def predict(
         self, photos: Photos, image_ids: list[str], masks: bool = False, description: str = "predict"
@@ -151,7 +153,7 @@ class Predictor:
 
     def _region(self, image: np.ndarray, share: float, name: str) -> torch.Tensor:
         """The probabilities of a photo or of a tile of it, shown with that share of the networks' pixels."""
-        size = image.shape[:2]
+        size, torch.backends.cudnn.benchmark = image.shape[:2], False  # each photo may have its own
         fits = {fit: fit.like(size, share) for fit in self.fits}
         images = {fit: to_tensor(shown.image(image))[None].to(self.device.device) for fit, shown in fits.items()}
         with torch.inference_mode():
@@ -164,7 +166,7 @@ class Predictor:
         torch.backends.cudnn.benchmark = True  # they have one size
         for batch in load_photos(photos, image_ids, self.fits, self.device.device, self.loading, masks):
             with torch.inference_mode():
-                sums = self._mix(batch.images)
+                sums = self._mix_batch(batch.images)
             yield Batch(batch.image_ids, sums, batch.sizes, batch.masks, batch.images)
 
     def check(self, batch: Batch) -> None:
@@ -178,6 +180,23 @@ class Predictor:
             for image_id in compress(batch.image_ids, ~finite):
                 raise InputError(f"{image_id}: {member.name} gives numbers that are not finite: {remedy}")
         raise InputError(f"{', '.join(batch.image_ids)}: numbers that are not finite, though not twice: {remedy}")
+
+    def _mix_batch(self, images: dict[Fit, torch.Tensor]) -> list[dict[Fit, torch.Tensor]]:
+        """As `_mix`; once memory does not suffice for a batch, photo by photo."""
+        count = len(next(iter(images.values())))
+        if not self.one_by_one:
+            try:
+                return self._mix(images)
+            except RuntimeError as error:
+                if count == 1 or not is_out_of_memory(error):
+                    raise
+            self.one_by_one = True  # outside of the except block, nothing holds the failed batch's maps any more
+            clear_device_cache(garbage_collection=True)
+            say(f"out of memory with {count} photos at once: going on one by one")
+        singles = [self._mix({fit: batch[n : n + 1] for fit, batch in images.items()}) for n in range(count)]
+        return [
+            {fit: torch.cat([part[fit] for part in parts]) for fit in parts[0]} for parts in zip(*singles, strict=True)
+        ]
 
     def _mix(self, images: dict[Fit, torch.Tensor]) -> list[dict[Fit, torch.Tensor]]:
         """For each mix and each of its fits the sum of its members' maps, weighted so that a mix is their mean."""

@@ -25,11 +25,11 @@ class OutOfTime(Exception):
 def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> dict[str, float]:
     """Steps through the loader once; returns the mean loss and how many steps were skipped, as they were not finite.
 
-    Raises InputError after ten skipped in a row, without those in which fp16 finds its scale; OutOfTime once
-    `time.monotonic()` is past `deadline`.
+    The mean is NaN if all were. Raises InputError after ten skipped in a row, in this epoch or those before, without
+    those in which fp16 finds its scale; OutOfTime once `time.monotonic()` is past `deadline`.
     """
     optim, position, clip_norm = learner.stage.optim, learner.position, learner.accelerator.clip_grad_norm_
-    epochs, steps, losses, bad_in_a_row = learner.config.epochs, len(loader), [], 0
+    epochs, steps, losses = learner.config.epochs, len(loader), []
     _, done = learner.config.stage_of(position.epoch)
     begin = learner.progress(done)
     share = (learner.progress(done + 1) - begin) / steps  # of a step in the stage's schedule
@@ -49,12 +49,12 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
             raise OutOfTime
         if update(learner, loss, norm):
             losses.append(loss)
-            bad_in_a_row = 0
+            learner.bad_in_a_row = 0
         elif not finds_scale(learner, loss):
-            bad_in_a_row += 1
-            stop_if_hopeless(bad_in_a_row)
+            learner.bad_in_a_row += 1
+            stop_if_hopeless(learner.bad_in_a_row)
         position.step += 1
-    return {"loss": sum(losses) / max(1, len(losses)), "skipped_steps": steps - len(losses)}
+    return {"loss": sum(losses) / len(losses) if losses else math.nan, "skipped_steps": steps - len(losses)}
 
 
 def send(batch: list[torch.Tensor] | None, learner: Learner) -> list[torch.Tensor] | None:
@@ -128,7 +128,8 @@ def halve_micro_batch(learner: Learner) -> None:
     if position.micro_batch == 1:
         raise InputError(f"out of memory with a single photo: {advice}")
     if learner.accelerator.num_processes > 1:  # the others wait in this step's all-reduce: it cannot be begun again
-        raise InputError(f"out of memory: set train.micro_batch={position.micro_batch // 2}, or {advice}")
+        smaller = f"--resume with --set train.micro_batch={position.micro_batch // 2}"
+        raise InputError(f"out of memory: {smaller}, or {advice}")
     position.micro_batch //= 2
     say(f"out of memory: going on with {position.micro_batch} photos at once, gradients accumulated to the same batch")
 

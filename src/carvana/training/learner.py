@@ -33,6 +33,7 @@ class Learner:
     position: Position
     config: Config
     memory_format: str  # of FORMATS
+    bad_in_a_row: int = 0  # steps that were skipped, up to now
 
     @property
     def stage(self) -> Config:

@@ -17,10 +17,11 @@ from carvana.training.state import saved_states
 
 # What a resumed run may change: the machine and how photos reach it; the encoder's weights are in its state.
 LOADING = {"data": {"num_workers", "cache_gib"}}
-MACHINE = {"model": {"weights"}, "train": {"precision", "memory_format"}}
+MEMORY = {"train": {"micro_batch"}}
+MACHINE = {"model": {"weights"}, "train": {"precision", "memory_format"} | MEMORY["train"]}
 # Facts of their own: a file may lie elsewhere.
 LABELS = {"pseudo", "pseudo_input", "pseudo_least", "pseudo_share", "soft", "soft_share"}
-LEFT_OUT = {"data": LOADING["data"] | LABELS, **MACHINE, "earlier_stages": {"__all__": LOADING}}
+LEFT_OUT = {"data": LOADING["data"] | LABELS, **MACHINE, "earlier_stages": {"__all__": LOADING | MEMORY}}
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def compare_run(config: Config, fold: Fold, budget: Budget | None) -> tuple[list
 
 def kept_plan(config: Config, fold: Fold, budget: Budget) -> dict | None:
     """What the epochs of a run that can be resumed were planned by; None if there is no such run."""
-    if not (fold.folder / "run.json").exists():
+    if not saved_states(fold.folder / "state"):
         return None
     changed, plan = compare_run(config, fold, budget)
     return None if changed else plan
