@@ -53,6 +53,15 @@ def test_greys_of_8_and_16_bits_are_alike(stored, suffix, tmp_path):
     assert read_photo(tmp_path / f"grey.{suffix}").image.tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
 
 
+def test_greys_of_12_bits_in_a_tiff_are_as_bright(tmp_path):
+    """Two pixels in three bytes, 0 and 4095, then 1616 and 0; Pillow cannot write them."""
+    pixels, tags = bytes.fromhex("000fff 650000"), {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 279: 6}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "x.tif").write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
+    assert read_photo(tmp_path / "x.tif").image[0, :, 0].tolist() == [0, 255, 101, 0]
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_hidden_colours_are_seen_as_white(mode, tmp_path):
     alpha = np.where(np.arange(16) < 8, 255, 0).astype(np.uint8) * np.ones((8, 1), np.uint8)

@@ -23,17 +23,15 @@ def check_suffix(path: Path) -> None:
     _by_suffix(path, CREATE)
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> int:
-    """Writes the lines as they come and returns their number; equal lines give equal bytes.
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes the lines as they come; equal lines give equal bytes.
 
     The file appears when `lines` ends; if that raises, whatever was at `path` stays. InputError as `check_suffix`.
     """
     create = _by_suffix(path, CREATE)
-    count = 0
     with replacing(path) as temporary, create(temporary, path.name) as file:
-        for count, line in enumerate(lines, 1):  # noqa: B007
+        for line in lines:
             file.write(f"{line}\n".encode())
-    return count
 
 
 def read_lines(path: Path) -> Iterator[str]:

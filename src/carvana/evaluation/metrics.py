@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 THRESHOLDS = tuple(level / 100 for level in range(1, 100))
+DRAWS = 2000  # of cars, for an interval
 BEYOND = {"beyond_1px": 1, "beyond_5px": 5}  # pixels from the true contour, by column of an out-of-fold table
 
 
@@ -57,7 +58,7 @@ def estimate_mean(values: pd.Series, cars: Sequence[str]) -> dict:
     return {"mean": float(values.mean()), "interval": bootstrap_interval(values.to_numpy(), cars)}
 
 
-def bootstrap_interval(values: np.ndarray, cars: Sequence[str], draws: int = 2000, seed: int = 0) -> list[float]:
+def bootstrap_interval(values: np.ndarray, cars: Sequence[str]) -> list[float]:
     """95 % confidence interval of the mean over photos, (photos,): percentiles of means of cars drawn anew.
 
     The 16 photos of a car share its mistakes, so that drawing photos would give an interval that is too narrow
@@ -65,5 +66,5 @@ def bootstrap_interval(values: np.ndarray, cars: Sequence[str], draws: int = 200
     """
     _, car = np.unique(np.asarray(cars), return_inverse=True)
     sums, photos = np.bincount(car, weights=values), np.bincount(car)
-    drawn = np.random.default_rng(seed).multinomial(len(photos), np.full(len(photos), 1 / len(photos)), size=draws)
+    drawn = np.random.default_rng(0).multinomial(len(photos), np.full(len(photos), 1 / len(photos)), size=DRAWS)
     return np.percentile(drawn @ sums / (drawn @ photos), [2.5, 97.5]).tolist()

@@ -30,13 +30,13 @@ def read_sample(data: bytes) -> list[str]:
     return names
 
 
-def write_submission(path: Path, rows: Iterable[Row]) -> int:
-    """Writes the rows as they come, in constant memory, and returns their number.
+def write_submission(path: Path, rows: Iterable[Row]) -> None:
+    """Writes the rows as they come, in constant memory.
 
     The suffix of `path` chooses the format: .csv, .csv.gz or .zip; equal rows give equal bytes. The file
     appears when `rows` ends; if that raises, whatever was at `path` stays. InputError for another suffix.
     """
-    return write_lines(path, chain([HEADER], (f"{name},{rle}" for name, rle in rows))) - 1
+    write_lines(path, chain([HEADER], (f"{name},{rle}" for name, rle in rows)))
 
 
 def read_submission(path: Path) -> Iterator[Row]:
