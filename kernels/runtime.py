@@ -109,7 +109,7 @@ class Session:
         for folder, folders, _ in self._mounted():
             for fold in folders if folder.name in names and folder not in but else []:
                 key, path = (folder.name, fold), folder / fold
-                if re.match("fold|none$", fold) and (key not in furthest or progress(path) > progress(furthest[key])):
+                if re.match("fold|none$", fold) and (key not in furthest or how_far(path) > how_far(furthest[key])):
                     furthest[key] = path
         return furthest
 
@@ -204,8 +204,8 @@ class Session:
             folders[:] = [] if deep else sorted(set(folders) - photos)
 
 
-def progress(fold: Path) -> tuple[int, bool]:
-    """How many epochs of a fold were trained, and whether it is finished: their mean is made after the last one."""
+def how_far(fold: Path) -> tuple[int, bool]:
+    """How many epochs of a fold were trained, and whether it is finished: of as many, that comes first."""
     log, end = fold / "log.jsonl", fold / "end.json"
     epochs = len(log.read_text().splitlines()) if log.exists() else 0
     return epochs, end.exists() and json.loads(end.read_text())["finished"]

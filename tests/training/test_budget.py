@@ -105,7 +105,7 @@ def test_the_rate_has_no_jump_where_epochs_change_and_ends_at_zero(tiny):
         epoch = learner.position.epoch
         if epoch in changes:
             learner.change_epochs(learner.config.with_epochs([changes[epoch]]))
-        begin, end = learner.progress(epoch), learner.progress(epoch + 1)
+        begin, end = learner.passed(epoch), learner.passed(epoch + 1)
         step = (end - begin) / steps
         rates += [rate_factor(begin + number * step, step, 0.1) for number in range(steps)]
         learner.position.epoch += 1

@@ -17,7 +17,7 @@ from carvana.data.parts import is_data
 from carvana.errors import InputError, few
 from carvana.log import replacing
 
-FORMATS = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP"}
+PICTURE_FORMATS = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP"}
 HEIF = {".heic", ".heif", ".hif"}
 RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}  # Pillow would read a thumbnail
 COMMON = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -91,7 +91,7 @@ def _formats() -> tuple[str, ...]:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    return tuple(FORMATS & Image.OPEN.keys())
+    return tuple(PICTURE_FORMATS & Image.OPEN.keys())
 
 
 def read_photo(path: Path) -> OwnPhoto:

@@ -31,8 +31,8 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
     optim, position, clip_norm = learner.stage.optim, learner.position, learner.accelerator.clip_grad_norm_
     epochs, steps, losses = learner.config.epochs, len(loader), []
     _, done = learner.config.stage_of(position.epoch)
-    begin = learner.progress(done)
-    share = (learner.progress(done + 1) - begin) / steps  # of a step in the stage's schedule
+    begin = learner.passed(done)
+    share = (learner.passed(done + 1) - begin) / steps  # of a step in the stage's schedule
     learner.model.train()
     batches = iter(loader)
     batch = send(next(batches, None), learner)

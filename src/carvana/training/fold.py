@@ -23,7 +23,7 @@ from carvana.training.state import load_state, save_state, saved_states
 from carvana.training.tracking import log_epoch, tracking
 from carvana.training.validation import validate
 
-MACHINE = ("device", "precision", "memory_format", "processes")
+MACHINE_KEYS = ("device", "precision", "memory_format", "processes")
 
 
 def train_folds(
@@ -77,7 +77,8 @@ def train_fold(
     learner.position.seen_cars = learner.position.seen_cars or seen_cars(config, fold)
     records = read_records(fold.folder / "log.jsonl")[: learner.position.epoch]
     if resumed:
-        changed = differences({key: records[-1].get(key) for key in MACHINE}, machine_facts(learner)) if records else []
+        before = {key: records[-1].get(key) for key in MACHINE_KEYS} if records else None
+        changed = differences(before, machine_facts(learner)) if before else []
         say(f"{fold}: continuing after epoch {learner.position.epoch}{'; '.join(['', *changed])}")
     try:
         with tracking(learner):
@@ -102,7 +103,7 @@ def note_end(learner: Learner, fold: Fold, finished: bool) -> bool:
 def machine_facts(learner: Learner) -> dict:
     """What a resumed run may change."""
     device, processes = learner.device, learner.accelerator.num_processes
-    return dict(zip(MACHINE, (device.name, device.precision, learner.memory_format, processes), strict=True))
+    return dict(zip(MACHINE_KEYS, (device.name, device.precision, learner.memory_format, processes), strict=True))
 
 
 def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float, plan: Plan | None) -> None:

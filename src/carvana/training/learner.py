@@ -44,20 +44,20 @@ class Learner:
     def device(self) -> Device:
         return Device(self.accelerator.device, self.accelerator.mixed_precision)
 
-    def progress(self, done: int) -> float:
-        """Of the stage's rate, 0 to 1, after so many of its epochs: linear from where the plan was last changed."""
-        before, since = self.position.progress, self.position.since
+    def passed(self, done: int) -> float:
+        """Of the stage's schedule, 0 to 1, after so many of its epochs: linear from where the plan was last changed."""
+        before, since = self.position.passed, self.position.since
         return before + (1 - before) * (done - since) / (self.stage.train.epochs - since)
 
     def begin_stage(self) -> None:
         """Rate and best Dice begin anew."""
-        self.position.best_dice, self.position.since, self.position.progress = -1.0, 0, 0.0
+        self.position.best_dice, self.position.since, self.position.passed = -1.0, 0, 0.0
 
     def change_epochs(self, config: Config) -> None:
         """Goes on to another number of epochs: the rate of the stage in progress ends with them, and has no jump."""
         _, done = self.config.stage_of(self.position.epoch)
         if done:
-            self.position.progress, self.position.since = self.progress(done), done
+            self.position.passed, self.position.since = self.passed(done), done
         self.config = config
 
     def begin_epoch(self) -> None:

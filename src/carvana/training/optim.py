@@ -31,18 +31,18 @@ def build_optimizer(model: Segmenter, config: OptimConfig) -> torch.optim.Optimi
     return OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=0.0)
 
 
-def rate_factor(progress: float, step: float, warmup: float) -> float:
+def rate_factor(passed: float, step: float, warmup: float) -> float:
     """Rate over peak rate: linear up for `warmup` of the way, then a cosine down to 0.
 
-    `progress` is the share of the way, 0 to 1, before a step; `step` is the step's own share. Whole steps rise.
+    `passed` is the share of the way, 0 to 1, before a step; `step` is the step's own share. Whole steps rise.
     """
     rising = max(1, round(warmup / step)) * step
-    if progress < rising:
-        return min(1.0, (progress + step) / rising)
-    return 0.5 * (1 + math.cos(math.pi * (progress - rising) / (1 - rising)))
+    if passed < rising:
+        return min(1.0, (passed + step) / rising)
+    return 0.5 * (1 + math.cos(math.pi * (passed - rising) / (1 - rising)))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Each group's share of `lr`. The rate is a function of the stage's progress, so there is nothing to resume."""
+    """Each group's share of `lr`. It depends on how much of the stage has passed: there is nothing to resume."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["share"]

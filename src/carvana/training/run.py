@@ -20,8 +20,8 @@ LOADING = {"data": {"num_workers", "cache_gib"}}
 MEMORY = {"train": {"micro_batch"}}
 MACHINE = {"model": {"weights"}, "train": {"precision", "memory_format"} | MEMORY["train"]}
 # Facts of their own: a file may lie elsewhere.
-LABELS = {"pseudo", "pseudo_input", "pseudo_least", "pseudo_share", "soft", "soft_share"}
-LEFT_OUT = {"data": LOADING["data"] | LABELS, **MACHINE, "earlier_stages": {"__all__": LOADING | MEMORY}}
+LABEL_SETTINGS = {"pseudo", "pseudo_input", "pseudo_least", "pseudo_share", "soft", "soft_share"}
+LEFT_OUT = {"data": LOADING["data"] | LABEL_SETTINGS, **MACHINE, "earlier_stages": {"__all__": LOADING | MEMORY}}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Position:
     best_dice: float = -1.0  # of the stage
     micro_batch: int = 0  # of the epoch
     since: int = 0  # epochs of the stage done when their planned number was last changed
-    progress: float = 0.0  # of the stage's rate at that time
+    passed: float = 0.0  # of the stage's schedule at that time, 0 to 1
     precisions: list[str] = field(default_factory=list)  # one after the other
     seen_cars: list[str] = field(default_factory=list)  # all that the weights learn from
 
