@@ -68,12 +68,12 @@ submission: .venv/installed  ## Writes submissions/EXPERIMENT.csv.gz for the tes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+.venv/installed-dev: requirements-dev.txt kernels/requirements.txt benchmarks/requirements.txt .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/python -c "import pymatting"  # compiles for a minute when it is first imported
 	@touch $@
 
-.venv-kaggle/installed: kernels/kaggle-image.txt requirements-dev.txt requirements.txt kernels/requirements.txt
+.venv-kaggle/installed: kernels/kaggle-image.txt requirements-dev.txt requirements.txt kernels/requirements.txt benchmarks/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 		{ echo "Kaggle's versions want Python 3.11 or 3.12: PYTHON=python3.12 make ... picks another"; exit 1; }
 	@$(PYTHON) -m venv .venv-kaggle

@@ -16,7 +16,7 @@ import library  # noqa: F401
 import pandas as pd
 import typer
 from contestants import train_ours
-from machine import describe_machine, device_name, headline
+from machine import describe_machine, headline, machine_settings
 from race import Race, score
 from results import reuse
 
@@ -29,9 +29,10 @@ from carvana.errors import InputError
 from carvana.evaluation.metrics import BEYOND
 from carvana.experiment import load_experiment
 from carvana.log import say
-from carvana.models import find_model
+from carvana.models import build_model
+from carvana.provenance import file_digest
 from carvana.training.losses import Loss, weighted_sum
-from carvana.training.split import Fold, split_fold
+from carvana.training.split import Fold, initial_checkpoint, split_fold
 
 VARIANTS = {
     "base": [],
@@ -84,13 +85,14 @@ def main(
         for seed in range(seeds):
             seeded = config.changed(train={"seed": config.train.seed + seed})
             split = split_fold(photos, folds, fold, output, f"{name}-{seed}")
+            initial = initial_checkpoint(seeded, split)
             settings = {
+                "initial": initial and file_digest(initial),
                 "minutes": minutes,
                 "fold": fold,
                 "folds_digest": split.digest,
                 "cars": photos.cars,
-                "device": device_name(device.device),
-                "precision": device.precision,
+                **machine_settings(device),
                 "config": seeded.model_dump(mode="json"),
             }
             path = output / f"{name}-{seed}.json"
@@ -115,7 +117,10 @@ def build_variants(names: list[str], experiment: str, overrides: list[str]) -> d
     }
     base = configs["base"]
     for name, config in list(configs.items()):
-        find_model(config.model)  # refuses settings that the architecture does not use
+        try:
+            build_model(config.model)  # refuses what architecture, encoder or its weights do not allow
+        except InputError as error:
+            raise InputError(f"--variants {name}: {error}") from None
         if name not in ("base", "hard_targets") and config.changed(name=base.name) == base:
             say(f"{name}: is the base itself, left out")
             del configs[name]
@@ -128,7 +133,7 @@ def train_variant(config: Config, fold: Fold, minutes: float, device: Device) ->
     race = Race(fold, minutes, config, device)
     with hard_targets() if config.name == "hard_targets" else nullcontext():
         trained = train_ours(race)
-    scores = score(trained.model, trained.fit, race, fold.val.image_ids)
+    scores = score(trained.model, trained.fit, race)
     return {
         "error": float(1 - scores["dice"].mean()),
         **{column: float(scores[column].mean()) for column in BEYOND},

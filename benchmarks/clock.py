@@ -21,8 +21,6 @@ from carvana.device import Device
 from carvana.log import progress
 from carvana.models import Segmenter
 
-NUM_WORKERS = 2
-
 
 @dataclass
 class Recipe:
@@ -39,16 +37,19 @@ class Recipe:
 
 
 def train_by_clock(race: Race, recipe: Recipe) -> Trained:
-    """Steps until the time is over."""
+    """Steps until the time is over. cuDNN has chosen its algorithms before, as it does while ours is planned."""
     model = recipe.model.to(race.device.device, memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(race.device.device.type, enabled=race.device.precision == "fp16")
     dataset = HardMaskSet(race.fold.train, recipe.fit, recipe.hflip)
-    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, **worker_options(NUM_WORKERS))
+    loader = DataLoader(dataset, recipe.batch_size, shuffle=True, **worker_options(race.config.data.num_workers))
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    next(iter(loader))  # starts the server that workers are forked of
     torch.backends.cudnn.benchmark = True  # as ours
-    seconds, clock, photos = 60 * race.minutes, 0.0, 0
     model.train()
+    images, masks = (tensor.to(race.device.device) for tensor in next(iter(loader)))  # starts the workers' server
+    with race.device.autocast():
+        recipe.loss(model(images), masks.float()).backward()
+    recipe.optimizer.zero_grad()
+    seconds, clock, photos = 60 * race.minutes, 0.0, 0
     started = time.monotonic()
     with progress(None, "train", round(seconds), "s") as bar:
         while clock < seconds:

@@ -26,7 +26,7 @@ from carvana.device import local_device
 from carvana.evaluation.metrics import dice
 from carvana.evaluation.trained import find_checkpoints
 from carvana.log import progress
-from carvana.models.checkpoint import Checkpoint, load_checkpoint
+from carvana.models.checkpoint import Checkpoint, load_checkpoint, photos_of
 from carvana.prediction.predictor import Predictor, fold_members
 from carvana.prediction.tta import parse_views
 from carvana.submission.csv import read_submission
@@ -45,10 +45,10 @@ def main(
     backend: command.BackendOption = "torch",
     count: Annotated[int, typer.Option(min=1, help="Photos, evenly from those of the cars.")] = 128,
 ) -> None:
-    views, device, photos = parse_views(tta), local_device(), open_train(input_root, cars)
+    paths = find_checkpoints(runs, experiment)
+    views, device, photos = parse_views(tta), local_device(), open_train(input_root, cars, photos_of(paths))
     if set(views) - {"identity", "hflip"}:
         raise typer.BadParameter("the common way knows no other view than hflip")
-    paths = find_checkpoints(runs, experiment)
     image_ids = photos.image_ids[:: max(1, len(photos.image_ids) // count)][:count]
     print(f"{headline(describe_machine(device))}; {len(paths)} folds x {len(views)} views, {len(image_ids)} photos")
     with TemporaryDirectory() as folder:

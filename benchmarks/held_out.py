@@ -12,7 +12,7 @@ from typing import Annotated
 import library  # noqa: F401
 import pandas as pd
 import typer
-from machine import describe_machine, device_name, headline
+from machine import describe_machine, headline, machine_settings
 from race import score_photos
 from results import reuse
 
@@ -47,7 +47,7 @@ def main(
         refuse_leak(entry, photos.cars, all_seen_cars(network.path for network in members))
         digests = [network.digest for network in members]
         settings = {"networks": digests, "views": choice.views, "cars": photos.cars, "backend": backend}
-        settings |= {"device": device_name(device.device), "precision": device.precision}
+        settings |= machine_settings(device)
         predict = partial(predict_entry, choice, networks, photos, device, backend)
         results[entry] = reuse(output / f"{entry.replace(':', '-')}.json", settings, overwrite, predict)
     report(results, photos)
@@ -55,8 +55,7 @@ def main(
 
 def open_entry(entry: str, runs: Path) -> tuple[Choice, dict[str, list[Checkpoint]]]:
     """The networks and views that NAME:FOLDS or NAME:FOLDS:VIEWS names. Raises InputError if it is of another form."""
-    name, _, rest = entry.partition(":")
-    fold, _, tta = rest.partition(":")
+    name, fold, tta = (*entry.split(":", 2), "", "")[:3]
     if not name or not fold:
         raise InputError(f"{entry}: not NAME:FOLDS, as unet_lite0:all, or NAME:FOLDS:VIEWS, as unet_lite0:0:hflip")
     return choose([name], None, runs, tta or "none", THRESHOLD, fold)

@@ -30,6 +30,12 @@ def describe_machine(device: Device) -> dict:
     }
 
 
+def machine_settings(device: Device) -> dict:
+    """In what a kept result must agree with this machine."""
+    facts = describe_machine(device)
+    return {key: facts[key] for key in ("device", "cores", "threads", "precision")}
+
+
 def device_name(device: torch.device) -> str:
     """The GPU's, or the CPU's with what decides about bf16."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()

@@ -24,7 +24,7 @@ from carvana.data.images import Photos, open_test
 from carvana.data.loader import Loading, load_photos
 from carvana.device import Device, local_device
 from carvana.evaluation.trained import find_checkpoints
-from carvana.models.checkpoint import load_checkpoint
+from carvana.models.checkpoint import load_checkpoint, photos_of
 from carvana.prediction.ensemble import weighted_mean
 from carvana.prediction.predictor import AS_IT_IS, Batch, Mix, Predictor, encode_batch, fold_members
 from carvana.prediction.tta import parse_views
@@ -45,8 +45,9 @@ def main(
     backend: command.BackendOption = "torch",
     rounds: Annotated[int, typer.Option(min=1)] = 3,
 ) -> None:
-    views, device, photos = parse_views(tta), local_device(), open_test(input_root, cars_file=cars)
-    folds = [load_checkpoint(path) for path in find_checkpoints(runs, experiment)]
+    paths = find_checkpoints(runs, experiment)
+    views, device, photos = parse_views(tta), local_device(), open_test(input_root, cars, photos_of(paths))
+    folds = [load_checkpoint(path) for path in paths]
     mix = fold_members(folds, views, device, backend=backend)
     predictor = Predictor([mix], device, Loading(batch_size, num_workers))
     sample = set(read_sample(Archive(input_root).read_file("sample_submission.csv")))

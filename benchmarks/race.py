@@ -41,12 +41,10 @@ class Trained:
     notes: dict = field(default_factory=dict)
 
 
-def score(
-    model: nn.Module, fit: Fit, race: Race, image_ids: list[str], views: list[str] = ("identity",)
-) -> pd.DataFrame:
-    """As `score_photos`, by one network."""
+def score(model: nn.Module, fit: Fit, race: Race, views: list[str] = ("identity",)) -> pd.DataFrame:
+    """As `score_photos`, by one network, of all held-out photos."""
     predictor = Predictor([[Member(fit, TTA(model.eval(), views))]], race.device, Loading())
-    return score_photos(predictor, race.fold.val, image_ids)
+    return score_photos(predictor, race.fold.val, race.fold.val.image_ids)
 
 
 def score_photos(predictor: Predictor, photos: Photos, image_ids: list[str]) -> pd.DataFrame:

@@ -13,11 +13,12 @@ import library  # noqa: F401
 import torch
 import typer
 from contestants import CONTESTANTS, parse_contestants
-from machine import describe_machine, device_name, headline
+from machine import describe_machine, headline, machine_settings
 from race import Race, score
 from results import reuse
 
 from carvana import command
+from carvana.config import Config
 from carvana.data.folds import read_folds
 from carvana.data.images import open_train
 from carvana.device import Device, local_device
@@ -51,7 +52,7 @@ def main(
     photos = open_train(input_root, cars, config.data.photos)
     split = split_fold(photos, read_folds(folds_file), fold, output, config.name)
     device = local_device(config.train.precision)
-    task = describe_task(split, views, device)
+    task = describe_task(split, views, config, device)
     for budget in parse_minutes(minutes):
         race = Race(split, budget, config, device, command.parse_size(smp_size), smp_lr)
         for name in names:
@@ -75,7 +76,7 @@ def parse_minutes(text: str) -> list[float]:
     return minutes
 
 
-def describe_task(fold: Fold, views: list[str], device: Device) -> dict:
+def describe_task(fold: Fold, views: list[str], config: Config, device: Device) -> dict:
     """What results must agree in to be compared."""
     return {
         "fold": fold.number,
@@ -83,8 +84,9 @@ def describe_task(fold: Fold, views: list[str], device: Device) -> dict:
         "train_cars": fold.train.cars,
         "val_cars": fold.val.cars,
         "views": views,
-        "device": device_name(device.device),
-        "precision": device.precision,
+        "photos": config.data.photos,
+        "num_workers": config.data.num_workers,
+        **machine_settings(device),
     }
 
 
@@ -105,8 +107,7 @@ def compete(name: str, race: Race, views: list[str]) -> dict:
     say(f"{name}: {race.minutes:g} minutes on {len(race.fold.train.image_ids)} photos")
     torch.manual_seed(0)
     trained = CONTESTANTS[name].train(race)
-    image_ids = race.fold.val.image_ids
-    scores = score(trained.model, trained.fit, race, image_ids)
+    scores = score(trained.model, trained.fit, race)
     errors = scores.assign(error=1 - scores["dice"])
     result = {
         **{column: estimate_mean(errors[column], errors["car"]) for column in COLUMNS},
@@ -119,7 +120,7 @@ def compete(name: str, race: Race, views: list[str]) -> dict:
         "machine": describe_machine(race.device),
     }
     if len(views) > 1:
-        with_views = score(trained.model, trained.fit, race, image_ids, views)
+        with_views = score(trained.model, trained.fit, race, views)
         result["dice_with_views"] = float(with_views["dice"].mean())
     return result
 

@@ -67,7 +67,7 @@ def main(
         plain = step_rate(float32, max(1, steps // 4), len(images))  # several times slower
         rates.append((first, cached, bare, plain))
         print(f"round {number + 1:2}" + "".join(f"{rate:15.2f}" for rate in rates[-1]), flush=True)
-    report(rates, learner.accelerator.mixed_precision)
+    report(rates, learner.accelerator.mixed_precision, learner.memory_format)
 
 
 def default_model(config: Config, device: Device, layout: str) -> Segmenter:
@@ -75,7 +75,10 @@ def default_model(config: Config, device: Device, layout: str) -> Segmenter:
     model = build_model(config.model)
     if device.device.type == "cpu":
         speed_up_convolutions(model)
-    return model.lay_out(device.device, FORMATS[layout])
+    model = model.lay_out(device.device, FORMATS[layout])
+    if config.train.compile:
+        model.compile()
+    return model
 
 
 def bare_step(
@@ -117,7 +120,7 @@ def epoch_rate(learner: Learner, photos: PhotoCache) -> float:
     return len(photos) / (time.monotonic() - started)
 
 
-def report(rates: list[tuple[float, ...]], precision: str) -> None:
+def report(rates: list[tuple[float, ...]], precision: str, layout: str) -> None:
     """Medians over the rounds of what was measured side by side."""
     first, cached, gain = (
         statistics.median(ratios)
@@ -128,9 +131,7 @@ def report(rates: list[tuple[float, ...]], precision: str) -> None:
     print(f"real loop over bare step, median of {len(rates)} rounds:")
     print(f"  from the cache  {cached:.3f}  (at least {WANTED} wanted: {verdict})")
     print(f"  first epoch     {first:.3f}  (decodes photos and fills the cache)")
-    print(
-        f"bare step, {native} and channels_last over float32 and channels-first: {gain:.2f} times the photos per second"
-    )
+    print(f"bare step, {native} and {layout} over float32 and channels-first: {gain:.2f} times the photos per second")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from carvana.errors import InputError
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("unhurried")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # which scripts set; tests import before they run one
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 TINY = {

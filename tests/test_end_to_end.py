@@ -161,9 +161,12 @@ def test_a_killed_training_resumes_to_the_same_weights_and_leaves_no_process(wor
     command = f"train.py tiny.yaml --fold 1 --name killed {DATA} {FOLDS}"
     words = f"{SRC}/{command} --set data.num_workers=1".split()
     process = subprocess.Popen([sys.executable, *words], cwd=root, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not saved_states(root / "runs/killed/fold1/state"):  # else nothing is continued
+    loaders = []  # children of the server that they are forked of
+    while process.poll() is None and not loaders:
         time.sleep(0.02)
-    loaders = psutil.Process(process.pid).children(recursive=True)
+        if saved_states(root / "runs/killed/fold1/state"):  # else nothing is continued
+            children = psutil.Process(process.pid).children(recursive=True)
+            loaders = [child for child in children if child.ppid() != process.pid]
     process.kill()
     process.wait()
     assert 1 <= len(read_records(root / "runs/killed/fold1/log.jsonl")) < 3

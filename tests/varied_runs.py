@@ -1,5 +1,6 @@
-"""Checkpoints to predict with, made in a moment: untrained networks whose masks have edges."""
+"""Folds of a single car; checkpoints made in a moment: untrained networks whose masks have edges."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,16 @@ from carvana.evaluation.oof import Unseen
 from carvana.evaluation.trained import common_checkpoints
 from carvana.models import build_model
 from carvana.models.checkpoint import save_checkpoint
+from carvana.training.split import Fold, split_fold
 
 CPU = Device(torch.device("cpu"))
+
+
+def one_car_fold(demo: Path, runs: Path, number: int | None = 0) -> Fold:
+    """With a single car on either side; for None without validation."""
+    fold = split_fold(open_train(demo / "input"), read_folds(demo / "folds.csv"), number, runs, "tiny")
+    first = lambda photos: photos and photos.select(photos.cars[:1])
+    return replace(fold, train=first(fold.train), val=first(fold.val))
 
 
 def write_run(

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, run_script
+from safetensors.torch import load_file
 
 from carvana.config import ModelConfig
 from carvana.data.images import open_test, open_train
@@ -110,8 +111,9 @@ def test_ablation_trains_each_seed_of_each_variant_once(small, demo, tmp_path, c
     printed = capsys.readouterr()
     assert printed.err.count("reused") == 2
     assert "noise: unknown" in printed.out
-    hard = json.loads((tmp_path / "ablation" / "hard_targets-0.json").read_text())
-    assert hard["error"] != results[0]["error"]
+    runs = [tmp_path / "ablation" / f"{name}-0" / "fold0" for name in ("base", "hard_targets")]
+    base, hard = (load_file(run / "best.safetensors") for run in runs)
+    assert not all(torch.equal(base[name], hard[name]) for name in base)
 
 
 def test_all_variants_of_the_shipped_experiment_are_valid():

@@ -13,7 +13,6 @@ from carvana.data.archive import Archive
 from carvana.data.decoding import decode_mask
 from carvana.data.rle import edges_on_device, encode_tensor, rle_decode, rle_encode, write_runs
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 GOLDEN = {
     "... ...": "", "### ###": "1 6", "#.. ...": "1 1", "... ..#": "6 1", "#.. ..#": "1 1 6 1", "..# #..": "3 2",
     "#. #.": "1 1 3 1",  # row by row, not column by column
@@ -37,7 +36,7 @@ def assert_inverse(mask: np.ndarray, rle: str | None = None) -> None:
     runs[1::2] -= runs[::2]
     rle, tensor = " ".join(map(str, runs)) if rle is None else rle, torch.from_numpy(mask.copy())
     assert rle_encode(mask) == write_runs(edges_on_device(tensor).numpy()) == rle
-    assert [encode_tensor(tensor.to(device)) for device in DEVICES] == [rle] * len(DEVICES)
+    assert encode_tensor(tensor) == rle
     decoded = rle_decode(rle, mask.shape)
     assert decoded.dtype == bool
     np.testing.assert_array_equal(decoded, mask)

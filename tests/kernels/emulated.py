@@ -35,8 +35,13 @@ class Kaggle:
             for path in (target, *target.rglob("*")):
                 path.chmod(0o555 if path.is_dir() else 0o444)
 
+    def mounted(self) -> dict[Path, int]:
+        """When each mounted file and folder was changed: for root no mode is read-only."""
+        return {path: path.stat().st_mtime_ns for path in (self.root / "input").rglob("*")}
+
     def run(self, gpus: int = 0) -> Result:
         """Runs the kernel in this process; with GPUs, which are CPUs here, what uses them in processes of its own."""
+        before = self.mounted()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("https_proxy", NOWHERE)
             patch.setattr(runtime, "ROOT", self.root)
@@ -44,7 +49,9 @@ class Kaggle:
             patch.setattr(runtime.Session, "gpus", gpus)
             patch.setattr(tempfile, "tempdir", str(self.root))
             patch.setattr(sys, "path", [*sys.path])
-            return run_script(str(self.script), check=False)
+            result = run_script(str(self.script), check=False)
+        assert self.mounted() == before
+        return result
 
     def start(self) -> int:
         """The kernel's exit status as a process, without a network where that is allowed."""

@@ -11,9 +11,9 @@ import yaml
 from accelerate import Accelerator
 from conftest import TINY, run_script
 from safetensors.torch import load_file
+from varied_runs import one_car_fold
 
 from carvana.config import parse_config
-from carvana.data.folds import read_folds
 from carvana.data.images import open_train
 from carvana.errors import InputError
 from carvana.log import read_records
@@ -27,7 +27,7 @@ from carvana.training.learner import build_learner
 from carvana.training.optim import rate_factor
 from carvana.training.pace import Pace, measure_paces
 from carvana.training.run import Budget, read_run, stage_epochs
-from carvana.training.split import Fold, split_fold
+from carvana.training.split import Fold
 from carvana.training.state import saved_states
 
 STAGE = {"data": {"size": [16, 32]}, "train": {"epochs": 2}}
@@ -38,9 +38,7 @@ THREE = [Pace(3, 2), Pace(6, 5), Pace(12, 10)]
 
 @pytest.fixture
 def fold(demo, tmp_path) -> Fold:
-    """With a single car on either side."""
-    fold = split_fold(open_train(demo / "input"), read_folds(demo / "folds.csv"), 0, tmp_path, "tiny")
-    return replace(fold, train=fold.train.select(fold.train.cars[:1]), val=fold.val.select(fold.val.cars[:1]))
+    return one_car_fold(demo, tmp_path)
 
 
 def is_same(first: Fold, second: Fold) -> bool:

@@ -14,6 +14,7 @@ import yaml
 from conftest import TINY, full_disk, run_script
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from varied_runs import one_car_fold
 
 from carvana.config import parse_config
 from carvana.data.folds import fold_name, folds_digest, parse_folds, read_folds, run_folder
@@ -37,15 +38,9 @@ CONFIG = parse_config(TINY | LAST | {"earlier_stages": [STAGE]}, "test")
 CURVES = {"train/loss": "loss", "train/skipped_steps": "skipped_steps", "val/dice": "dice", "val/worst_dice": "worst"}
 
 
-def split(demo, runs, number: int = 0) -> Fold:
-    """With a single car on either side."""
-    fold = split_fold(open_train(demo / "input"), read_folds(demo / "folds.csv"), number, runs, "tiny")
-    return replace(fold, train=fold.train.select(fold.train.cars[:1]), val=fold.val.select(fold.val.cars[:1]))
-
-
 @pytest.fixture
 def fold(demo, tmp_path):
-    return split(demo, tmp_path)
+    return one_car_fold(demo, tmp_path)
 
 
 BATCHES, RATES = Mock(wraps=engine.forward_backward), Mock(wraps=engine.set_rate)
@@ -54,7 +49,7 @@ BATCHES, RATES = Mock(wraps=engine.forward_backward), Mock(wraps=engine.set_rate
 @pytest.fixture(scope="module")
 def whole(demo, tmp_path_factory):
     """A run of CONFIG that nothing stopped; BATCHES and RATES are what it was trained on."""
-    fold = split(demo, tmp_path_factory.mktemp("runs"))
+    fold = one_car_fold(demo, tmp_path_factory.mktemp("runs"))
     with patch.multiple(engine, forward_backward=BATCHES, set_rate=RATES):
         assert train_fold(CONFIG, fold)
     return fold
@@ -110,7 +105,7 @@ def test_a_run_goes_through_its_stages_and_leaves_checkpoint_log_config_and_stat
 
 
 def test_all_folders_and_photos_are_looked_at_before_the_first_fold_is_trained(tiny, demo, tmp_path, capsys):
-    first, second = folds = [split(demo, tmp_path, number) for number in (0, 1)]
+    first, second = folds = [one_car_fold(demo, tmp_path, number) for number in (0, 1)]
     assert not train_folds(tiny(), folds, first.train, deadline=0.0)
     assert "fold 1" not in capsys.readouterr().err
     assert train_fold(tiny(train={"epochs": 1}), second)
@@ -201,9 +196,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def all_cars(demo, tmp_path) -> Fold:
-    """A run without validation, on a single car."""
-    fold = split_fold(open_train(demo / "input"), read_folds(demo / "folds.csv"), None, tmp_path, "tiny")
-    return replace(fold, train=fold.train.select(fold.train.cars[:1]))
+    return one_car_fold(demo, tmp_path, None)
 
 
 def test_a_network_of_all_cars_is_kept_after_its_last_epoch_and_has_no_score(tiny, demo, all_cars, monkeypatch, capsys):

@@ -13,9 +13,8 @@ from accelerate.state import AcceleratorState
 from conftest import SRC
 from torch import nn
 from torch.utils.data import DataLoader
+from varied_runs import one_car_fold
 
-from carvana.data.folds import read_folds
-from carvana.data.images import open_train
 from carvana.data.loader import Loading
 from carvana.device import Device
 from carvana.errors import InputError
@@ -27,7 +26,6 @@ from carvana.training import fold as module
 from carvana.training.engine import OutOfTime, train_one_epoch
 from carvana.training.fold import train_fold, train_folds
 from carvana.training.learner import Learner, build_learner
-from carvana.training.split import split_fold
 
 SMALL = ["data.size=[32,64]", "data.crop=null", "data.fit=resize", "train.batch_size=2", "train.micro_batch=null"]
 EXPERIMENTS = {}  # of those for a T4 that have the same network, the first one
@@ -85,9 +83,7 @@ def test_an_overflow_skips_its_step_and_lowers_the_scale(tiny, capsys):
 
 @pytest.fixture
 def fold(demo, tmp_path):
-    """With a single car on either side."""
-    fold = split_fold(open_train(demo / "input"), read_folds(demo / "folds.csv"), 0, tmp_path, "tiny")
-    return replace(fold, train=fold.train.select(fold.train.cars[:1]), val=fold.val.select(fold.val.cars[:1]))
+    return one_car_fold(demo, tmp_path)
 
 
 def test_a_run_is_continued_on_another_machine_in_its_precision(tiny, fold, monkeypatch, capsys):

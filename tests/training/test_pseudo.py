@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, run_script
+from varied_runs import one_car_fold
 
 from carvana.config import Config, LossConfig, parse_config
 from carvana.data.augmentations import AUGMENTATIONS
@@ -33,7 +34,7 @@ from carvana.training.fold import train_fold
 from carvana.training.losses import LOSSES, weighted_sum
 from carvana.training.pace import Pace
 from carvana.training.run import Budget
-from carvana.training.split import Fold, seen_cars, split_fold, with_labels
+from carvana.training.split import seen_cars, with_labels
 
 SIZE = (96, 144)
 DISPUTED = np.zeros(SIZE, bool)
@@ -69,12 +70,6 @@ def configured(labels: Path, **data) -> Config:
     stage = {"data": {"size": [16, 32]}, "train": {"epochs": 1}}
     groups = {"data": TINY["data"] | settings, "earlier_stages": [stage]}
     return parse_config(TINY | groups, "test")
-
-
-def split(demo, runs) -> Fold:
-    """Trained on one car, as is validated."""
-    fold = split_fold(open_train(demo / "input"), read_folds(demo / "folds.csv"), 0, runs, "tiny")
-    return replace(fold, train=fold.train.select(fold.train.cars[:1]), val=fold.val.select(fold.val.cars[:1]))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -203,7 +198,7 @@ def test_unsure_photos_are_left_out_and_what_cannot_be_trained_on_is_refused(dem
 
 
 def test_a_fold_learns_from_no_network_that_knows_its_validation(demo, names, tmp_path):
-    fold, root = split(demo, tmp_path), demo / "input"
+    fold, root = one_car_fold(demo, tmp_path), demo / "input"
 
     def label(labelled: list[str], seen: list[str], root: Path = root) -> PseudoPhotos:
         return open_pseudo(configured(write_pseudo(tmp_path / "x.csv", labelled, seen)).data, root)
@@ -232,7 +227,7 @@ def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same
         ],
     )  # fmt: skip
     pseudo = open_pseudo(config.data, demo / "input")
-    whole = with_labels(split(demo, tmp_path / "whole"), pseudo)
+    whole = with_labels(one_car_fold(demo, tmp_path / "whole"), pseudo)
     assert train_fold(config, whole)
     records = read_records(whole.folder / "log.jsonl")
     assert [record["train_photos"] for record in records] == [24, 24, 16 + SURE, 16]
@@ -240,7 +235,7 @@ def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same
     facts = read_facts(whole.folder / "best.safetensors")
     assert facts["seen_cars"] == sorted([*whole.train.cars, *pseudo.cars])
 
-    cut = with_labels(split(demo, tmp_path / "cut"), pseudo)
+    cut = with_labels(one_car_fold(demo, tmp_path / "cut"), pseudo)
     save = module.save_state
     monkeypatch.setattr(module, "save_state", lambda *state: save(*state) or (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -249,7 +244,7 @@ def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same
     moved = Path(shutil.copy(labels, tmp_path / "moved.csv.gz"))
     shutil.copy(f"{labels}.json", f"{moved}.json")
     elsewhere = config.changed(data={"pseudo": str(moved), "pseudo_input": str(demo / "input")})
-    cut = with_labels(split(demo, tmp_path / "cut"), open_pseudo(elsewhere.data, tmp_path))
+    cut = with_labels(one_car_fold(demo, tmp_path / "cut"), open_pseudo(elsewhere.data, tmp_path))
     assert train_fold(elsewhere, cut, resume=True)
     weights, expected = (load_checkpoint(f.folder / "best.safetensors").model.state_dict() for f in (cut, whole))
     assert all(torch.equal(expected[name], weights[name]) for name in expected)
@@ -263,7 +258,7 @@ def test_a_run_mixes_them_in_but_never_validates_on_them_and_resumes_to_the_same
 def test_time_and_cost_count_them(demo, labels, tmp_path, monkeypatch):
     config = configured(labels, pseudo_share=1).changed(train={"epochs": 3})
     assert forward_passes(config, 16, 0) == 2 * forward_passes(config.changed(data={"pseudo": None}), 16, 0)
-    fold = with_labels(split(demo, tmp_path), open_pseudo(config.data, demo / "input"))
+    fold = with_labels(one_car_fold(demo, tmp_path), open_pseudo(config.data, demo / "input"))
     measured = []
     pace = lambda learner, photos, count, kept: measured.append((count, kept)) or Pace(1.0, 1.0)
     monkeypatch.setattr("carvana.training.pace.measure_training", pace)
