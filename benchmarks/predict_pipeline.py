@@ -25,8 +25,10 @@ from carvana.data.loader import Loading, load_photos
 from carvana.device import Device, local_device
 from carvana.evaluation.trained import find_checkpoints
 from carvana.models.checkpoint import load_checkpoint, photos_of
+from carvana.prediction.encoding import Batch, encode_batch
 from carvana.prediction.ensemble import weighted_mean
-from carvana.prediction.predictor import AS_IT_IS, Batch, Mix, Predictor, encode_batch, fold_members
+from carvana.prediction.postprocess import AS_IT_IS
+from carvana.prediction.predictor import Mix, Predictor, fold_members
 from carvana.prediction.tta import parse_views
 from carvana.submission.csv import read_sample, write_submission
 

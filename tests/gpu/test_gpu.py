@@ -13,7 +13,8 @@ from carvana.evaluation.metrics import dice
 from carvana.experiment import load_experiment
 from carvana.models import MODELS, build_model
 from carvana.prediction.backends import prepare_model
-from carvana.prediction.predictor import Member, Predictor, cut
+from carvana.prediction.encoding import cut
+from carvana.prediction.predictor import Member, Predictor
 from carvana.prediction.tta import TTA
 from carvana.training.engine import send
 from carvana.training.footprint import Footprint
