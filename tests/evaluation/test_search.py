@@ -69,17 +69,21 @@ def test_search_takes_the_weights_that_noise_asks_for_and_views_that_help():
 
 
 SIMPLE, BEST = Choice(experiments={"a": 1.0}), Choice(experiments={"a": 0.5, "b": 0.5}, threshold=0.45)
-MENDED = BEST.model_copy(update={"postprocess": PostProcess(holes=9)})
+REPAIR = PostProcess(holes=9)
+SIMPLE_MENDED, BEST_MENDED = (choice.model_copy(update={"postprocess": REPAIR}) for choice in (SIMPLE, BEST))
 
 
 @pytest.mark.parametrize(("gain", "by_repair", "expected"), [
-    ([0.01] * 8, 0.0, BEST), ([0.01] * 8, 0.002, MENDED), ([0.01] * 8, -0.002, BEST), ([-0.01] * 8, 0.001, SIMPLE),
+    ([0.01] * 8, 0.0, BEST), ([0.01] * 8, 0.002, BEST_MENDED), ([0.01] * 8, -0.002, BEST),
+    ([-0.01] * 8, -0.001, SIMPLE), ([-0.01] * 8, 0.001, SIMPLE_MENDED),
     ([0.03, -0.02, 0.03, -0.02, 0.03, -0.02, -0.02, 0.0], 0.0, SIMPLE),
+    ([0.003, -0.002] * 4, 0.01, SIMPLE_MENDED),  # the search gains nothing of its own: only with the repair
 ])  # fmt: skip
 def test_a_gain_inside_the_noise_is_refused(gain, by_repair, expected):
     cars, simple = np.repeat(list("abcdefgh"), 4), np.random.default_rng(0).normal(0.95, 0.01, 32)
-    dices = np.array([[simple, simple], [simple + np.repeat(gain, 4), simple + np.repeat(gain, 4) + by_repair]])
-    winner, rows = decide([SIMPLE, BEST], [AS_IT_IS, MENDED.postprocess], dices, cars)
+    best = simple + np.repeat(gain, 4)
+    dices = np.array([[simple, simple + by_repair], [best, best + by_repair]])
+    winner, rows = decide([SIMPLE, BEST], [AS_IT_IS, REPAIR], dices, cars)
     assert winner.choice == expected
-    assert [row.gain for row in rows] == pytest.approx([0, np.mean(gain), np.mean(gain) + by_repair])
-    assert rows[1].gain_interval[0] <= rows[1].gain <= rows[1].gain_interval[1]
+    assert [row.gain for row in rows] == pytest.approx([0, by_repair, np.mean(gain), np.mean(gain) + by_repair])
+    assert rows[2].gain_interval[0] <= rows[2].gain <= rows[2].gain_interval[1]

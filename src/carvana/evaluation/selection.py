@@ -7,6 +7,7 @@ of cars the bias is small, and a gain whose interval includes 0 is refused.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from carvana.data.folds import folds_digest
 from carvana.data.geometry import Fit
 from carvana.device import Device
+from carvana.errors import InputError
 from carvana.evaluation.metrics import bootstrap_interval, dice
 from carvana.evaluation.oof import Unseen
 from carvana.evaluation.pixels import PixelSample, Search, quantise
@@ -112,38 +114,46 @@ def select_ensemble(
     unseen: Unseen, experiments: list[str], views: list[str], below: tuple[int, int], memory: int
 ) -> Selection:
     """Both passes. below: holes to be filled and parts to be dropped have fewer pixels; memory: bytes."""
+    cars = unseen.cars
+    if len(set(cars)) < 2:
+        raise InputError("one car cannot show which choice is better; give photos of more cars of the trained folds")
     sample = sample_pixels(unseen, experiments, views, memory)
     if sample.sampled:
         say(f"note: of {sample.sampled} photos only a part of the undecided pixels fits; --memory may be raised")
     search = Search(sample, experiments, views)
     simplest, ladder = search.simplest(), search.ladder()
-    compared = [Scored.of(choice, search.dices(choice), search.dices(simplest), unseen.cars) for choice in ladder]
+    by_simplest = search.dices(simplest)
+    compared = [Scored.of(choice, search.dices(choice), by_simplest, cars) for choice in ladder]
     holes, parts = below
     repairs = list(dict.fromkeys(PostProcess(a, b) for a in (0, holes) for b in (0, parts)))
     choices = [simplest] if ladder[-1] == simplest else [simplest, ladder[-1]]
-    winner, rows = decide(choices, repairs, predict_choices(unseen, choices, repairs), unseen.cars)
+    winner, rows = decide(choices, repairs, predict_choices(unseen, choices, repairs), cars)
     return Selection(winner, compared, rows)
 
 
 def decide(
     choices: Sequence[Choice], repairs: Sequence[PostProcess], dices: np.ndarray, cars: Sequence[str]
 ) -> tuple[Scored, list[Scored]]:
-    """The choice to use, and all that were compared: the simplest, then the best of the search with each repair.
+    """The choice to use, and all that were compared: the simplest with each repair, then the best of the search.
 
-    choices: the simplest and the best of the search; repairs: the first is none; dices: of `predict_choices`. A repair
-    is taken only if it gains over the same masks without it, and the searched choice only if it gains over the
-    simplest, each outside the noise.
+    choices: the simplest and the best of the search; repairs: the first is none; dices: of `predict_choices`. The
+    searched choice is taken only if it gains over the simplest, both without repair. Then a repair is taken only if it
+    gains over the same masks without it. Both gains must lie outside the noise.
     """
-    simplest, best = dices[0, 0], 0
-    rows = [Scored.of(choices[0], simplest, simplest, cars)]
-    for index, repair in enumerate(repairs):
-        choice = choices[-1].model_copy(update={"postprocess": repair})
-        rows.append(Scored.of(choice, dices[-1, index], simplest, cars))
-        helps = index > 0 and Scored.of(choice, dices[-1, index], dices[-1, 0], cars).is_real
-        if helps and rows[1 + index].dice > rows[1 + best].dice:
-            best = index
-    winner = rows[1 + best]
-    return (winner if winner.is_real else rows[0]), rows
+    scored = [
+        [
+            Scored.of(choice.model_copy(update={"postprocess": repair}), repaired, dices[0, 0], cars)
+            for repair, repaired in zip(repairs, of_choice, strict=True)
+        ]
+        for choice, of_choice in zip(choices, dices, strict=True)
+    ]
+    index = len(choices) - 1 if scored[-1][0].is_real else 0
+    unrepaired, *repaired = scored[index]
+    gaining = [
+        row for row, values in zip(repaired, dices[index, 1:], strict=True)
+        if Scored.of(row.choice, values, dices[index, 0], cars).is_real
+    ]  # fmt: skip
+    return max([unrepaired, *gaining], key=lambda row: row.dice), [*chain.from_iterable(scored)]
 
 
 def row_lines(rows: list[Scored]) -> list[str]:
