@@ -127,8 +127,11 @@ def test_the_threshold_is_the_best_and_nearest_to_one_half_of_the_same_checkpoin
     assert choose(views=["identity"]) == summary["threshold"]
     assert "note: small was evaluated with views ['identity', 'hflip']" in capsys.readouterr().err
     shutil.rmtree(folder / "fold1")
-    for name, words in (("small", "of other checkpoints"), ("other", r"oof\.json: missing")):
-        with pytest.raises(InputError, match=rf"{words}.*: run src/evaluate\.py {name}, or give --threshold"):
+    for name, words in (
+        ("small", r"of other checkpoints.*: run src/evaluate\.py small, or give --threshold"),
+        ("other", r"oof\.json: missing, so there is no threshold yet: give --threshold"),  # it has no trained fold
+    ):
+        with pytest.raises(InputError, match=words):
             choose(name)
     (folder / "oof.json").write_text("<html>403</html>")
     with pytest.raises(
@@ -224,6 +227,17 @@ def test_only_folds_that_all_experiments_have(unseen, tmp_path):
     ]:
         with pytest.raises(InputError, match=words):
             common_checkpoints(tmp_path, names, folds)
+    shutil.copytree(tmp_path / "b" / "fold1", tmp_path / "b" / "fold3")
+    with pytest.raises(InputError, match=r"fold3/best\.safetensors: of fold 1, as is .*fold1/best\.safetensors; leave"):
+        common_checkpoints(tmp_path, ["b"], unseen.folds)
+
+
+def test_cars_of_the_trained_folds_are_enough(unseen, oof):
+    cars = oof.table.loc[oof.table["fold"] == 0, "car"].unique().tolist()
+    part = replace(unseen, checkpoints={0: unseen.checkpoints[0]}, photos=unseen.photos.select(cars))
+    assert part.cars == np.repeat(cars, 16).tolist()
+    with pytest.raises(InputError, match="fold 1 is trained, but has none of the cars present"):
+        predict_oof(replace(part, checkpoints=unseen.checkpoints), ["identity"])
 
 
 def test_folds_evaluated_apart_are_joined_to_what_one_command_gives(unseen, written, tmp_path):
@@ -239,6 +253,9 @@ def test_folds_evaluated_apart_are_joined_to_what_one_command_gives(unseen, writ
         merge_oof([folders[0], folders[0]], joined)
     (folders[1] / "oof.json").write_text(json.dumps(second | {"tta": ["identity"]}))
     with pytest.raises(InputError, match="its tta is"):
+        merge_oof(folders, joined)
+    (folders[1] / "oof.json").write_text(json.dumps(second | {"experiment": "large"}))
+    with pytest.raises(InputError, match=r"its experiment is large, that of .* is small"):
         merge_oof(folders, joined)
 
 

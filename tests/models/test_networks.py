@@ -31,8 +31,8 @@ WRONG = [
     ({"architecture": "unett"}, "model.architecture=unett: choose from unet, vanilla_unet, unetplusplus, linknet"),
     ({"encoder": "resnet34x"}, "timm has no such model; similar: resnet34"),
     ({"encoder": "test_vit"}, r"=test_vit: .*its strides 16, 16, 16 do not double\); take .* such as resnet34"),
-    ({"encoder": "pit_ti_224"}, "cannot take photos of any size .*; take .* as resnet34"),  # position of each patch
-    ({"encoder": "legacy_xception"}, "cannot take .*the levels of 32x64 pixels are 13x29"),  # convolutions do not pad
+    ({"encoder": "pit_ti_224"}, "pit_ti_224: cannot be used .*; take .* as resnet34"),  # position of each patch
+    ({"encoder": "legacy_xception"}, "cannot be .*the levels of 32x64 pixels are 13x29"),  # convolutions do not pad
     ({"decoder_channels": (8, 8)}, "model.decoder_channels: 5 levels needed, 2 given"),
     ({"frozen_parts": 1, "pretrained": False}, r"frozen_parts=1: without model\.pretrained they would stay random"),
     ({"frozen_depthwise": True, "pretrained": False}, r"frozen_depthwise=True: without model\.pretrained"),
@@ -41,7 +41,7 @@ WRONG = [
     ({"base_width": 32}, "model.base_width=32: unet does not use it, only vanilla_unet: leave it at 64"),
 ]
 if timm.is_model("test_maxvit"):  # newer than timm 1.0.26, which takes squares only with the other one
-    WRONG.append(({"encoder": "test_maxvit"}, "cannot take .* divisible by window"))  # sides of 160
+    WRONG.append(({"encoder": "test_maxvit"}, "cannot be .* divisible by window"))  # sides of 160
     VARIANTS.append({"encoder": "efficientvit_m0"})  # three levels, from stride 16
 
 

@@ -80,16 +80,26 @@ def read_folds(path: Path) -> pd.DataFrame:
 
 def check_folds(folds: pd.DataFrame, cars: Iterable[str]) -> pd.DataFrame:
     """The rows of `cars`, sorted. Raises InputError unless each has one, and each fold (0, 1, ...) one of the cars."""
-    cars, source = sorted(set(cars)), folds.attrs.get("source", "the table of folds")
-    if missing := sorted(set(cars).difference(folds["car"])):
-        raise InputError(f"{source}: lacks {few(missing)}; create it anew or name another with --folds")
+    present, source = rows_of(folds, cars), source_of(folds)
     numbers = sorted(set(folds["fold"]))
     if len(numbers) < 2 or numbers != list(range(len(numbers))):
         raise InputError(f"{source}: the folds are {few(numbers)}; they must be numbered 0, 1, ... and at least two")
-    present = folds[folds["car"].isin(cars)].sort_values("car", ignore_index=True)
     if empty := few(sorted(set(numbers).difference(present["fold"]))):
-        raise InputError(f"{source}: fold {empty} has none of the {len(cars)} cars present; create folds for these")
+        raise InputError(f"{source}: fold {empty} has none of the {len(present)} cars present; create folds for these")
     return present
+
+
+def rows_of(folds: pd.DataFrame, cars: Iterable[str]) -> pd.DataFrame:
+    """The rows of `cars`, sorted. Raises InputError unless each has one."""
+    cars = set(cars)
+    if missing := sorted(cars.difference(folds["car"])):
+        raise InputError(f"{source_of(folds)}: lacks {few(missing)}; create it anew or name another with --folds")
+    return folds[folds["car"].isin(cars)].sort_values("car", ignore_index=True)
+
+
+def source_of(folds: pd.DataFrame) -> str:
+    """The file that `read_folds` read, for messages."""
+    return folds.attrs.get("source", "the table of folds")
 
 
 def parse_folds(text: str, numbers: Iterable[int]) -> list[int | None]:

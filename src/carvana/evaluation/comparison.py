@@ -27,7 +27,8 @@ class Comparison(NamedTuple):
     @property
     def verdict(self) -> str:
         low, high = self.interval
-        return "no difference that these cars can show" if low <= 0 <= high else "better" if low > 0 else "worse"
+        inside = low <= 0 <= high or len(self.cars) < 2
+        return "no difference that these cars can show" if inside else "better" if low > 0 else "worse"
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame) -> Comparison:

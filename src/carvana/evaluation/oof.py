@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
 import pandas as pd
 
-from carvana.data.folds import check_folds
+from carvana.data.folds import rows_of, source_of
 from carvana.data.images import Photos, angle_of, car_of
 from carvana.data.loader import Loading
 from carvana.data.rle import rle_encode
 from carvana.data.soft import encode_soft
 from carvana.device import Device, share, side_by_side
+from carvana.errors import InputError, few
 from carvana.evaluation.metrics import THRESHOLDS, dice_curve, errors_beyond
 from carvana.models.checkpoint import Checkpoint, load_checkpoint
 from carvana.prediction.ensemble import Checkpoints
@@ -42,13 +44,15 @@ class Unseen:
     loading: Loading
     part: tuple[int, int] = (0, 1)  # i (from 0) of n: this share of each fold's batches
 
-    @property
+    @cached_property
     def by_fold(self) -> dict[int, list[str]]:
-        """The image ids of each fold that has checkpoints."""
-        fold_of = check_folds(self.folds, self.photos.cars).set_index("car")["fold"]
+        """The image ids of each fold that has checkpoints. Raises InputError for a fold without photos."""
+        fold_of = rows_of(self.folds, self.photos.cars).set_index("car")["fold"]
         image_ids = {fold: [] for fold in self.checkpoints}
         for image_id in self.photos.image_ids:
             image_ids.get(fold_of[car_of(image_id)], []).append(image_id)
+        if empty := few([fold for fold, of_fold in image_ids.items() if not of_fold]):
+            raise InputError(f"{source_of(self.folds)}: fold {empty} is trained, but has none of the cars present")
         return {fold: self._share(image_ids[fold]) for fold in image_ids}
 
     def _share(self, image_ids: list[str]) -> list[str]:

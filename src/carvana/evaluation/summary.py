@@ -48,12 +48,12 @@ def merge_oof(parts: Sequence[Path], folder: Path) -> dict:
     """Joins the out-of-fold files of different folds of an experiment; returns the content of the new `oof.json`.
 
     Each of `parts` is a folder with the files that `write_oof` wrote. Raises InputError if one lacks a file, if their
-    views or tables of folds differ, or if a fold is in two of them.
+    experiments, views or tables of folds differ, or if a fold is in two of them.
     """
     summaries, oofs = zip(*map(read_oof, parts), strict=True)
     first, digests = summaries[0], {}
     for part, summary in zip(parts, summaries, strict=True):
-        for key in ("tta", "folds_digest"):
+        for key in ("experiment", "tta", "folds_digest"):
             if summary[key] != first[key]:
                 raise InputError(f"{part}: its {key} is {summary[key]}, that of {parts[0]} is {first[key]}")
         if twice := sorted(digests.keys() & summary["checkpoints"].keys()):
@@ -164,7 +164,8 @@ def choose_threshold(runs: Path, experiments: Iterable[str], views: list[str]) -
     thresholds = []
     for experiment in experiments:
         path = runs / experiment / "oof.json"
-        remedy = f"run src/evaluate.py {experiment}, or give --threshold"
+        evaluate = f"run src/evaluate.py {experiment}, or " if trained_folds(path.parent) else ""
+        remedy = f"{evaluate}give --threshold"
         if not path.exists():
             raise InputError(f"{path}: missing, so there is no threshold yet: {remedy}")
         summary = read_json(path, remedy)

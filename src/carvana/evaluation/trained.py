@@ -70,7 +70,8 @@ def unchanged(checkpoints: Checkpoints) -> Iterator[None]:
 def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFrame) -> Checkpoints:
     """The best checkpoints of the folds that all experiments have trained, by fold.
 
-    Raises InputError if there is no such fold, or if a checkpoint has learnt from cars of its fold in this table.
+    Raises InputError if there is no such fold, if a checkpoint has learnt from cars of its fold in this table, or if
+    two are of one fold.
     """
     paths, cars = {}, folds.groupby("fold")["car"].agg(list)
     for experiment in experiments:
@@ -79,7 +80,9 @@ def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFra
             if fold not in cars.index or (leaking := leaking_cars(path, cars[fold])):
                 reason = "has learnt from " + few(leaking) if fold in cars.index else f"of a fold {fold}"
                 raise InputError(f"{path}: trained with another table of folds ({reason}); give that one with --folds")
-            paths.setdefault(fold, {})[experiment] = path
+            if twin := paths.setdefault(fold, {}).get(experiment):
+                raise InputError(f"{path}: of fold {fold}, as is {twin}; leave one of them out")
+            paths[fold][experiment] = path
     common = {fold: paths[fold] for fold in sorted(paths) if len(paths[fold]) == len(set(experiments))}
     if not common:
         raise InputError(f"{runs}: no fold is trained in all of {', '.join(experiments)}; train one in all of them")

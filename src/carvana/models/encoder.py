@@ -48,7 +48,7 @@ def create_encoder(name: str, pretrained: bool, weights: str | None = None) -> n
                 f"weights of {name} cannot be downloaded ({_line(error)}); without the hub give {remedy}, "
                 "or train from scratch with --set model.pretrained=false"
             ) from None
-        raise InputError(f"model.encoder={name}: cannot take photos of any size ({_line(error)}); {REMEDY}") from None
+        raise InputError(f"model.encoder={name}: cannot be used ({_line(error)}); {REMEDY}") from None
     if pretrained and weights is not None:
         _load(encoder, name, find_weights(weights, name))
     return encoder
