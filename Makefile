@@ -21,7 +21,7 @@ demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a subm
 	$(BIN)/python src/train.py demo --fold all $(DEMO) --folds runs/demo/folds.csv --overwrite
 	$(BIN)/python src/evaluate.py demo --tta hflip $(DEMO) --folds runs/demo/folds.csv
 	$(BIN)/python src/report.py demo $(DEMO)
-	$(BIN)/python src/make_submission.py demo --tta hflip $(DEMO) --output runs/demo/submission.csv.gz
+	$(BIN)/python src/make_submission.py demo --tta hflip $(DEMO) --output runs/demo/submission.csv.gz --overwrite
 	$(BIN)/python src/submission.py check runs/demo/submission.csv.gz $(DEMO)
 	$(BIN)/python src/submission.py score runs/demo/submission.csv.gz --truth runs/demo/input/test_masks
 	$(BIN)/python src/draw.py overlays runs/demo/submission.csv.gz $(DEMO) --output runs/demo/overlays.jpg

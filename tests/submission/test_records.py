@@ -172,11 +172,13 @@ def test_a_file_made_anew_replaces_its_record_until_that_has_a_score(journal, tm
     ({}, CV), ({"views": ["identity", "hflip"]}, f"{CV} with identity"), ({"checkpoints": {"one": {"0": "x"}}}, ""),
     ({"threshold": 0.4}, f"{CV} at threshold 0.5"),
     ({"weights": WEIGHTS, "checkpoints": TWO}, CV),  # as ensemble.json has them
+    ({"weights": WEIGHTS, "checkpoints": TWO, "postprocess": {"holes": 9, "parts": 0}}, ""),
     ({"weights": WEIGHTS, "checkpoints": TWO, "threshold": 0.4}, ""),
     ({"weights": WEIGHTS, "checkpoints": ONE}, f"one {CV}"),
 ])  # fmt: skip
 def test_the_cv_is_that_of_the_checkpoints_or_of_the_ensembles_choice(journal, changes, cv):
     ensemble = {"experiments": WEIGHTS, "checkpoints": TWO, "views": ["identity"], "threshold": 0.5}
+    ensemble["postprocess"] = {"holes": 0, "parts": 0}
     write_json(journal.with_name("runs") / "ensemble.json", OOF | ensemble)
     submit(journal.with_name("a.csv"), **changes)
     assert journals.cv_text(read_journal(journal)[0]) == cv

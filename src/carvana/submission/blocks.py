@@ -19,6 +19,7 @@ from carvana.provenance import file_digest
 from carvana.submission.checker import find_faults
 from carvana.submission.csv import Row, read_submission, write_submission
 from carvana.submission.manifest import (
+    MADE_OF,
     SAME_JOB,
     Manifest,
     find_difference,
@@ -126,13 +127,15 @@ class Blocks:
     def begin(self, overwrite: bool) -> list[int]:
         """The blocks that are missing. Removes what a killed process left of the files that it was joining.
 
-        Unless earlier ones are to be overwritten, raises InputError as `check` does, or if a file of another shard is
-        where one of this shard would be.
+        Unless earlier ones are to be overwritten, raises InputError as `check` does, or if a file of another shard
+        or of other networks is where one of this prediction would be.
         """
         self.clear() if overwrite else self.check()
-        for path in [] if overwrite else filter(Path.exists, map(manifest_path, (self.output, *self.beside.values()))):
-            if (shard := read_manifest(path).shard) != self.manifest.shard:
-                raise InputError(f"{path}: of shard {shard}, which would be lost; give another name, or --overwrite")
+        keys = ("shard",) if (self.folder / "manifest.json").exists() else MADE_OF  # begun with --overwrite
+        files = [path for path in (self.output, *self.beside.values()) if path.exists()]
+        for path in [] if overwrite else [file for file in files if manifest_path(file).exists()]:
+            if difference := find_difference(self.manifest, read_manifest(manifest_path(path)), keys):
+                raise InputError(f"{path}: finished, with {difference}; give another name, or --overwrite")
         for path in self.beside.values():
             for unfinished in path.parent.glob(f".{escape(path.name)}.*.tmp"):
                 unfinished.unlink()

@@ -20,9 +20,9 @@ def read_journal(path: Path) -> list[dict]:
 
 
 def note_submission(file: Path, runs: Path, command: str) -> None:
-    """Records a file that lies in a folder with a journal; elsewhere nothing is recorded."""
+    """Records a file that lies in a folder with a journal; elsewhere nothing is recorded. A run's log is none."""
     journal = file.with_name("log.jsonl")
-    if journal.exists():
+    if journal.exists() and not file.with_name("run.json").exists():
         record_submission(journal, file, runs, command)
 
 
@@ -57,7 +57,7 @@ def build_record(file: Path, manifest: Manifest, runs: Path, command: str) -> di
     """The record of a submission without scores; its CV is of what was evaluated or chosen with its checkpoints."""
     checkpoints, ensemble = manifest.checkpoints, _read_json(runs / "ensemble.json")
     choice = {"experiments": manifest.weights, "views": manifest.views, "threshold": manifest.threshold}
-    if (choice | {"checkpoints": checkpoints}).items() <= ensemble.items():
+    if (choice | {"checkpoints": checkpoints, "postprocess": manifest.postprocess}).items() <= ensemble.items():
         oofs = {None: ensemble | {"tta": manifest.views}}  # of all experiments as they are submitted
     else:
         oofs = {name: _read_json(runs / name / "oof.json") for name in checkpoints}
