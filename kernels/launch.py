@@ -134,7 +134,7 @@ def push_train(
     options["accelerator"] = accelerator
     if drive(ledger, job, Driver(owner, "train", options, dirty, poll, retry, logs, not no_run)):
         outputs.collect_runs(ledger, job, experiment, runs / (name or ""))
-        print(f"now `launch.py push submit {options_of(experiment, name)}`")
+        print(f"now `python kernels/launch.py push submit {options_of(experiment, name)} --owner {owner} --shards 4`")
 
 
 @push.command("submit")
@@ -173,8 +173,8 @@ def push_submit(
         drive(ledger, job, replace(driver, kind="merge", options={"cars": cars, "gpu": False}))
     target = submissions / f"{name or experiment}.csv.gz"
     outputs.collect_submission(output_of(ledger.last_rounds(job)[0]), target)
-    last = "not all photos, a trial" if cars else f"now `launch.py submit {options_of(experiment, name)}`"
-    print(f"{target}: whole and checked; {last}")
+    following = f"now `python kernels/launch.py submit {options_of(experiment, name)}`"
+    print(f"{target}: whole and checked; {'not all photos, a trial' if cars else following}")
 
 
 @push.command("selftest")

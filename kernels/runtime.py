@@ -160,7 +160,7 @@ class Session:
         return [job.result() for job in pending]
 
     def fault(self, message: str) -> None:
-        """Keeps what went wrong; the kernel goes on with the rest and ends with a non-zero status."""
+        """Keeps what went wrong; the kernel goes on with the rest."""
         print(f"error: {message}", file=sys.stderr, flush=True)
         self.status["faults"].append(message)
 
@@ -177,7 +177,11 @@ class Session:
             display(Image(filename=picture))
 
     def end(self, finished: bool) -> None:
-        """Writes status.json, with which launch.py checks what it fetches; after faults the exit status is not 0."""
+        """Writes status.json, by which launch.py knows what went wrong, and checks what it fetches.
+
+        Kaggle attaches no output of a session that ended with an error. So after faults the exit status is 1 only if
+        there is nothing that could be continued.
+        """
         self.status["finished"] = finished and not self.status["faults"]
         self.status["minutes"] = round((time.monotonic() - self.started) / 60, 1)
         try:
@@ -192,7 +196,7 @@ class Session:
         end = "finished" if self.status["finished"] else "not finished: attach this output and run again to continue"
         print(f"{self.status['minutes']} minutes, {end}", flush=True)
         if self.status["faults"]:
-            sys.exit(1)
+            sys.exit(0 if self.status.get("files") else 1)
 
     def _mounted(self) -> Iterator[tuple[Path, list[str], list[str]]]:
         """os.walk of what is mounted, in order, as deep as Kaggle nests; no folder of photos is entered."""

@@ -19,7 +19,7 @@ code = Path(tempfile.mkdtemp(prefix="carvana-")) / "code"
 zipfile.ZipFile(io.BytesIO(data)).extractall(code)
 sys.path.insert(0, str(code / "kernels"))
 
-from runtime import STOPPED, Session, copy_folder
+from runtime import STOPPED, Session, copy_folder, how_far
 
 session = Session(SETTINGS, code, COMMIT, DIGEST)
 session.check_gpus()

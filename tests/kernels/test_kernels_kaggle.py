@@ -290,7 +290,7 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
     assert all(map(re.fullmatch, messages, (row["description"] for row in server.submissions)))
     record, step = read_journal(tmp_path / "submissions" / "log.jsonl")[-1], "submit --experiment demo --name student"
     assert (record["public"], record["command"]) == (0.9971, f"launch.py push {step}")
-    assert f"student.csv.gz: whole and checked; now `launch.py {step}`" in capsys.readouterr().out
+    assert f"student.csv.gz: whole and checked; now `python kernels/launch.py {step}`" in capsys.readouterr().out
     alone = Kaggle(tmp_path / "alone", mounts, without_sources(server.pushed[trained]["text"]))
     assert (alone.run().returncode, "no soft.zip or labels.csv.gz: attach" in alone.status["faults"][0]) == (1, True)
 
@@ -500,7 +500,8 @@ def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, mo
 
 def test_another_name_has_its_own_runs(server, tmp_path, capsys):
     push_train(tmp_path, name="second")
-    assert capsys.readouterr().out.endswith("now `launch.py push submit --experiment demo --name second`\n")
+    following = "python kernels/launch.py push submit --experiment demo --name second --owner alice --shards 4"
+    assert capsys.readouterr().out.endswith(f"now `{following}`\n")
     with pytest.raises(InputError, match=r"`launch.py push submit --experiment demo --name second` makes it"):
         launch.submit("demo", name="second", submissions=tmp_path)
     assert (tmp_path / "runs" / "second" / "demo" / "fold0" / "best.safetensors").is_file()
@@ -764,7 +765,7 @@ def test_a_source_that_is_mounted_empty_ends_the_kernel(tmp_path, monkeypatch, c
 def test_a_kernel_and_its_script_run_as_processes(season, mounts, tmp_path):
     text = without_sources(season.requests[3]["text"]).replace("'threshold': None", "'threshold': 2")
     kaggle = Kaggle(tmp_path, mounts | {"notebooks/alice/trained": season.machines[0].working}, text)
-    assert kaggle.start() == 1
+    assert kaggle.start() == 1  # it left nothing to be continued
     assert kaggle.status["faults"] == ["make_submission.py ended with status 2; kernel.log says why"]
     assert "Invalid value for '--threshold'" in kaggle.log
 
@@ -778,7 +779,7 @@ def test_a_fold_fails_and_the_others_result_is_kept(season, mounts, tmp_path):
     (fold / "log.jsonl").write_text("{}\n{}\n")
     sources = {"notebooks/a": good, "notebooks/b": tmp_path / "broken", "notebooks/c": good}
     kaggle = Kaggle(tmp_path, mounts | sources, season.requests[0]["text"].replace("'folds': [0]", "'folds': [0, 1]"))
-    assert kaggle.run().returncode == 1
+    assert kaggle.run().returncode == 0  # Kaggle attaches what it left to another session only so
     assert kaggle.status["faults"] == ["fold 1: train.py ended with status 2; kernel.log says why"]
     assert (kaggle.status["folds"], WEIGHTS in kaggle.status["files"]) == ({"0": 0, "1": 2}, True)
     assert "run.json: not readable" in kaggle.log
@@ -788,7 +789,7 @@ def test_a_full_disk_is_reported_and_nothing_is_half_written(season, mounts, tmp
     kaggle = Kaggle(tmp_path, mounts, season.requests[0]["text"])
     with full_disk(1_000_000):  # less than a checkpoint
         result = kaggle.run()
-    assert (result.returncode, "File too large" in kaggle.log) == (1, True)
+    assert (result.returncode, "File too large" in kaggle.log) == (0, True)
     assert kaggle.status["faults"][0].startswith("fold 0: train.py ended with status")
     assert not [*kaggle.working.rglob("*.safetensors")]
 
