@@ -2,13 +2,13 @@
 
 import os
 import re
-import shutil
 from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from browser import NEEDS_BROWSER, browser
 from PIL import Image
 
 from carvana.data.geometry import Fit
@@ -23,7 +23,6 @@ from carvana.prediction import matting
 from carvana.prediction.ensemble import Choice
 from carvana.prediction.predictor import Member, Predictor
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHOICE = Choice(experiments={"tiny": 1.0}, views=["identity"], threshold=0.5)
 HARD = Style(hard=True)
 WHITE_CAR = [Member(Fit((64, 96), "pad"), lambda images: (images.float().mean(1, keepdim=True) > 127).float())]
@@ -192,18 +191,13 @@ def test_tiles_give_the_map_of_the_whole_where_a_network_sees_no_further(monkeyp
     assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.9995
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium")
+@NEEDS_BROWSER
 def test_the_page_slides_from_cut_out_to_photo(tmp_path):
-    playwright, complaints = pytest.importorskip("playwright.sync_api"), []
     Image.fromarray(red_disc()[0]).save(tmp_path / "<disc>.png")
     (tmp_path / "broken.jpg").touch()
     write_cutouts(predictor(RED_CAR), CHOICE, find_photos(tmp_path, tmp_path), tmp_path, Style(), True)
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 390, "height": 800}, offline=True)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto((tmp_path / "cutouts.html").as_uri())
+    with browser() as open_page:
+        page = open_page(tmp_path / "cutouts.html", 390)
         assert page.locator("h2").all_inner_texts() == ["<disc>.png"]
         assert "broken.jpg: not a picture" in page.locator("#faults").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -213,5 +207,3 @@ def test_the_page_slides_from_cut_out_to_photo(tmp_path):
             page.wait_for_function(clip)
         page.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth === 288)")
         page.screenshot(path=tmp_path / "page.png", full_page=True)
-        chromium.close()
-    assert complaints == []

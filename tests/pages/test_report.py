@@ -1,4 +1,4 @@
-"""The report of an evaluated experiment, in a real browser: Debian's Chromium, without a network."""
+"""The report of an evaluated experiment, in a real browser."""
 
 import json
 import re
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser import NEEDS_BROWSER, browser
 from conftest import TINY, run_script
 
 from carvana.config import parse_config
@@ -31,8 +32,6 @@ from carvana.pages.pictures import BLUE, RED
 from carvana.pages.studios import find_studios
 from carvana.pages.survey import BANDS, survey
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-NEEDS_BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium")
 DATA = re.compile('(?<=id="data">).*?(?=</script>)', re.DOTALL)  # of a page, as JSON
 
 
@@ -93,22 +92,15 @@ def report(demo, runs, labels) -> Path:
 
 @pytest.fixture(scope="module")
 def open_page():
-    """Opens a page from disk with the network off; at the end no page may have complained in its console."""
-    playwright, complaints = pytest.importorskip("playwright.sync_api"), []
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    """Opens a report and waits until its script has filled it."""
+    with browser() as open_any:
 
-        def open_it(path: Path, width: int = 1280, scheme: str = "light"):
-            page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
-            page.on("console", lambda message: complaints.append(message.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.goto(path.as_uri())
+        def open_it(path: Path, *options):
+            page = open_any(path, *options)
             page.wait_for_selector("#table tbody tr")
             return page
 
         yield open_it
-        chromium.close()
-    assert complaints == []
 
 
 def test_wrong_pixels_are_counted_by_kind_distance_and_angle(demo):

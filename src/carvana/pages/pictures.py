@@ -8,7 +8,6 @@ import numpy as np
 from carvana.errors import InputError
 from carvana.log import replacing
 
-WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 CAPTION_HEIGHT = 24
 RED, BLUE = np.array([255, 30, 30], np.uint8), np.array([30, 80, 255], np.uint8)
 
@@ -63,10 +62,9 @@ def densest(wrong: np.ndarray, side: int) -> tuple[int, int]:
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 (h, w), (h, w, 3) RGB or (h, w, 4) RGBA as its ending says. Raises InputError if OpenCV cannot."""
-    stored = image if image.ndim == 2 else image[..., [2, 1, 0, 3][: image.shape[2]]]
+    """Writes RGB, uint8 (h, w, 3), as the name's ending says. Raises InputError if OpenCV cannot."""
     try:
-        encoded, data = cv2.imencode(path.suffix, stored)
+        encoded, data = cv2.imencode(path.suffix, image[..., ::-1])
     except cv2.error:
         encoded = False
     if not encoded:

@@ -13,7 +13,7 @@ from carvana.data.geometry import Fit, Size
 from carvana.data.images import Photos
 from carvana.data.rle import rle_decode
 from carvana.errors import InputError
-from carvana.evaluation.summary import read_oof
+from carvana.evaluation.summary import read_current_oof
 from carvana.log import progress
 from carvana.pages import pictures
 from carvana.pages.pictures import add_caption, arrange, draw_contour, scale
@@ -33,7 +33,7 @@ class Sheet(NamedTuple):
 
 def write_sheet(sheet: Sheet, output: Path, name: str) -> str:
     """Writes the picture as `output`, or as `name` in the folder `output`; returns a line that says what is where."""
-    path = output if output.suffix.lower() in pictures.WRITABLE else output / name
+    path = output / name if output.is_dir() or not output.suffix else output
     pictures.write_picture(path, sheet.picture)
     return f"{path}: {sheet.content}"
 
@@ -64,7 +64,7 @@ def mark_mask(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def draw_worst(folder: Path, photos: Photos, count: int) -> Sheet:
     """The worst photos of an evaluated experiment, worst first. Raises InputError if none of its photos is given."""
-    _, oof = read_oof(folder)
+    _, oof = read_current_oof(folder)
     table = oof.table[oof.table["image_id"].isin(photos.image_ids)]
     if table.empty:
         raise InputError(f"{folder / 'oof.csv'}: none of its photos is in {photos.photo_part.path}")

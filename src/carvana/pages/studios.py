@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 import pandas as pd
+from sklearn.cluster import AgglomerativeClustering
 
 from carvana.data.images import Photos, car_of
 from carvana.data.loader import map_in_threads
@@ -25,8 +26,6 @@ def find_studios(sources: Iterable[Photos]) -> pd.Series:
     cars four with 14 to 26 cars, five with 6 to 12, and 8 others. Nothing is drawn: equal photos give equal studios. A
     studio is known by its wall, its letters and its floor, so that it counts twice if its camera was moved.
     """
-    from sklearn.cluster import AgglomerativeClustering  # takes a second: not for those who only read photos
-
     looks = {}
     for photos in sources:
         ids = defaultdict(list)
