@@ -15,7 +15,7 @@ from carvana.log import progress, say
 from carvana.pages.page import embed, write_page
 from carvana.prediction import matting
 from carvana.prediction.ensemble import Choice
-from carvana.prediction.predictor import Predictor
+from carvana.prediction.predictor import TRAINED_ON, Predictor
 
 PREVIEW = 480  # pixels: the longer side of a picture on the page
 Targets = dict[Path, tuple[Path, Path]]
@@ -110,7 +110,7 @@ def cut_out(
     """Alpha uint8 (h, w), at most the photo's own, and the car's colours uint8 (h, w, 3), black where that is 0."""
     image = photo.over_white()
     probs = predictor.image(image, style.tiles, name).cpu().numpy()
-    mask = choice.postprocess(probs >= choice.threshold)
+    mask = choice.postprocess.scaled(probs.size / TRAINED_ON)(probs >= choice.threshold)
     if style.hard:
         alpha, colors = mask.astype(np.uint8) * 255, image.copy()
     else:

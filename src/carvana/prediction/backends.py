@@ -18,6 +18,7 @@ from carvana.prediction.fusion import fuse_norms
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 """Images (N, 3, H, W) uint8 to logits (N, 1, H, W) float32."""
+SIZES = 8  # that OpenVINO keeps compiled: own photos may have many, and each takes memory
 EXAMPLE = (2, 3, 64, 96)  # images on which the fused model is compared with the model
 
 
@@ -72,6 +73,8 @@ class OpenVino:
         size, count = images.shape[-2:], len(images)
         batch, network = self.compiled.get(size, (0, None))
         if count > batch:
+            if batch == 0 and len(self.compiled) == SIZES:
+                del self.compiled[next(iter(self.compiled))]  # the oldest
             self.compiled[size] = batch, network = count, self._compile(images)
         filled = torch.cat([images, images[:1].expand(batch - count, -1, -1, -1)]) if batch > count else images
         return torch.from_numpy(network(filled.contiguous().numpy())[0])[:count]

@@ -16,6 +16,10 @@ class PostProcess:
     def __call__(self, mask: np.ndarray) -> np.ndarray:
         return drop_parts(fill_holes(mask, self.holes), self.parts)
 
+    def scaled(self, factor: float) -> "PostProcess":
+        """The same for photos of `factor` times as many pixels."""
+        return PostProcess(round(self.holes * factor), round(self.parts * factor))
+
 
 AS_IT_IS = PostProcess()
 
