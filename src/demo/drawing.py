@@ -6,7 +6,9 @@ Nothing is copied from Kaggle's photos. The same seed draws the same bytes; what
 import json
 import multiprocessing
 import signal
-from contextlib import nullcontext
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -36,16 +38,24 @@ def draw_demo(output: Path, train_cars: int, test_cars: int, size: tuple[int, in
 
 
 def draw_cars(output: Path, demo: dict, missing: list[int], workers: int) -> None:
-    """Draws cars in this process or in several."""
+    """Draws cars in this process or in several. Raises InputError if one of these is killed."""
     draw = partial(draw_car, output, demo)
-    pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker) if workers > 1 else nullcontext()
-    with pool:
-        drawn = pool.imap_unordered(draw, missing) if workers > 1 else map(draw, missing)
-        list(progress(drawn, "drawing", total=len(missing), unit="car"))
+    if workers <= 1:
+        return _draw_all(map(draw, missing), len(missing))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
+        try:
+            _draw_all(pool.map(draw, missing), len(missing))
+        except BrokenProcessPool:
+            message = "a process that draws was killed, as happens when the memory is full; give fewer --workers"
+            raise InputError(f"{output}: {message}") from None
+
+
+def _draw_all(drawn: Iterable[None], cars: int) -> None:
+    list(progress(drawn, "drawing", total=cars, unit="car"))
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends the others
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once
     cv2.setNumThreads(1)  # the processes share out the cores
 
 
