@@ -46,6 +46,8 @@ def main(
     process, config = join_processes(), load_experiment(experiment, command.EXPERIMENTS, list(overrides), name)
     if resume and overwrite:
         raise InputError("--resume and --overwrite: choose one")
+    if untimed and not dry_run:
+        raise InputError("--no-timing: only with --dry-run")
     check_tracker(tracker)
     folds = read_folds(folds_file)
     numbers = parse_folds(fold, folds["fold"])

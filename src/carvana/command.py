@@ -68,7 +68,7 @@ def parse_duration(text: str) -> float:
     hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0, 0, 0)
     if not hours + minutes + seconds:
         raise InputError(f"--budget {text}: give a time such as 30m, 11h, 1h30m or 90s")
-    return 3600 * hours + 60 * minutes + seconds
+    return round(3600 * hours + 60 * minutes + seconds, 3)
 
 
 def format_duration(seconds: float) -> str:

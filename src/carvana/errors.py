@@ -15,8 +15,8 @@ OUT_OF_MEMORY = (
 LESS = "give a smaller --batch-size, or set train.batch_size or data.size lower"
 NO_LOADERS = "--set data.num_workers=0"
 SCARCE = {  # what PyTorch says when the machine runs out of something, and the line for the reader
-    ("shared memory", "Bus error"): f"no shared memory is left: {NO_LOADERS}, or docker run --shm-size 2g",
     ("ancdata", "Too many open files"): f"too many files are open: ulimit -n 4096, or {NO_LOADERS}",
+    ("shared memory", "Bus error"): f"no shared memory is left: {NO_LOADERS}, or docker run --shm-size 2g",
     ("is killed by signal", "exited unexpectedly"): f"a loader was killed, perhaps for want of memory: {NO_LOADERS}",
     ("No working C++ compiler", "working triton"): "torch.compile has no compiler: apt install g++, or leave it out",
     OUT_OF_MEMORY: f"out of memory: {LESS}",

@@ -8,6 +8,16 @@ from carvana.config import Config, parse_config
 from carvana.errors import InputError
 
 
+class Loader(yaml.SafeLoader):
+    """PyYAML's own takes the last of several values of a key without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.MarkedYAMLError(problem=f"{twice[0]} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_experiment(experiment: str, folder: Path, overrides: list[str] = (), name: str | None = None) -> Config:
     """Reads `<folder>/<experiment>.yaml` (or a path to a YAML file) and applies `group.key=value` overrides.
 
@@ -33,7 +43,7 @@ def load_experiment(experiment: str, folder: Path, overrides: list[str] = (), na
 
 def _parse(text: str, source: str):
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError) as error:  # the latter for 2024-13-45, which is no date
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 

@@ -27,6 +27,7 @@ MENDABLE = {  # by its line
         "unable to allocate shared memory(shm) for file"
     ),
     "too many files are open: ulimit -n 4096": RuntimeError("received 0 items of ancdata"),
+    "too many files are open: ulimit -n": RuntimeError("unable to open shared memory object: Too many open files (24)"),
     "torch.compile has no compiler: apt install g++": RuntimeError(
         "InvalidCxxCompiler: No working C++ compiler found in"
     ),
@@ -67,6 +68,7 @@ def test_durations_are_parsed_and_written_as_they_are_given():
     assert {text: parse_duration(text) for text in seconds} == seconds
     assert [format_duration(number) for number in seconds.values()] == list(seconds)
     assert (parse_duration("0.5h"), parse_duration("90s"), format_duration(0)) == (1800, 90, "0s")
+    assert format_duration(parse_duration("1.1h")) == "1h6m"
     for wrong in ("30", "", "0m", "m", "30m1h", "-5m", "1 h"):
         with pytest.raises(InputError, match=f"--budget {wrong}: give a time such as 30m, 11h, 1h30m or 90s"):
             parse_duration(wrong)

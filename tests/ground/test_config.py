@@ -44,6 +44,7 @@ WRONG = {  # overrides
     "earlier_stages=[{train: {epochs: 1}, data: {sise: 3}}]": r"data\.sise: no such setting; did you mean size",
     "train.epochs": "write --set group.key=value", "name=x": "name: it is the file's own",
     "train.epochs=[": "not valid YAML", "loss=bce": "loss = 'bce': .*dictionary",
+    "train={epochs: 1, epochs: 2}": "not valid YAML: epochs is given twice",
     "loss={}": "name at least one term: bce",
     "loss={border_bce_dice: {rign: 15}}": r"border_bce_dice\.rign: no such setting; did you mean ring",
     "loss={focal: {alpha: 1}}": r"focal\.alpha = 1: .*less than 1", "loss={bce: .nan}": r"bce\.weight = nan: .*finite",

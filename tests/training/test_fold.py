@@ -129,7 +129,7 @@ def test_time_limit_stops_with_a_resumable_state(tiny, fold, monkeypatch, capsys
     config, looks = tiny(train={"epochs": 2}), itertools.count()
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(looks)))  # about 24 an epoch
     assert not train_fold(config, fold, deadline=10.0)
-    assert "nothing saved: not even one epoch fits" in capsys.readouterr().err
+    assert "no epoch is done yet, --resume begins anew" in capsys.readouterr().err
     looks = itertools.count()
     assert not train_fold(config, fold, deadline=35.0)
     assert next(looks) < 35
@@ -371,6 +371,7 @@ REFUSALS = {
     ("--tracker", "paper"): "--tracker paper: choose from none, tensorboard",
     ("--tracker", "tensorboard"): "--tracker tensorboard: the package is not installed; pip install tensorboard",
     ("--resume", "--overwrite"): "--resume and --overwrite: choose one",
+    ("--no-timing",): "--no-timing: only with --dry-run",
 }
 
 

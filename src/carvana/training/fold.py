@@ -85,7 +85,7 @@ def train_fold(
             while learner.position.epoch < learner.config.epochs:
                 train_stage(learner, fold, records, deadline, plan)
     except OutOfTime:
-        saved = f"--resume continues from {fold.folder}" if records else "nothing saved: not even one epoch fits"
+        saved = f"--resume continues from {fold.folder}" if records else "no epoch is done yet, --resume begins anew"
         say(f"{fold}: out of time after {len(records)} of {learner.config.epochs} epochs; {saved}")
         return note_end(learner, fold, finished=False)
     best = f"best Dice {learner.position.best_dice:.5f}, " if fold.val else ""

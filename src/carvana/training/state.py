@@ -1,5 +1,6 @@
 """What a run continues from when it was killed: accelerate's state after each epoch, and how far it has come."""
 
+import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from pickle import UnpicklingError
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from carvana.errors import InputError
+from carvana.errors import InputError, scarcity
 
 
 @dataclass
@@ -44,6 +45,9 @@ def save_state(accelerator: Accelerator, folder: Path, epoch: int) -> None:
         raise OSError(f"{temporary}: cannot be written: {error}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        for path in filter(Path.is_file, temporary.rglob("*")):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # on the disk before the state before it is removed: the power may fail
         temporary.rename(final)
         for old in saved_states(folder)[:-1]:
             shutil.rmtree(old)
@@ -64,6 +68,9 @@ def load_state(accelerator: Accelerator, folder: Path) -> bool:
         try:
             accelerator.load_state(str(states[-1]), map_location="cpu")  # where AdamW keeps its number of steps
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-            raise InputError(f"{states[-1]}: damaged ({type(error).__name__}); start anew with --overwrite") from error
+            if isinstance(error, RuntimeError) and scarcity(error):
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"{states[-1]}: damaged ({reason}); start anew with --overwrite") from error
         accelerator.scaler = scaler
     return bool(states)
