@@ -126,7 +126,7 @@ def test_any_colour_but_black_is_car(kind):
 PHOTO, MASK = encode(), encode_mask()
 FAULTS = {  # by file, in the order of the list
     "train/IMG1234.jpg": (PHOTO, "not named <car>_<angle>.jpg"),
-    "train/f_01.jpg": (PHOTO, "there is another file for f_01"),
+    "train/f_01.jpg": (PHOTO, "f_01.png is of the same image; remove one"),
     "train_masks/a_02.gif": (MASK, "not named <car>_<angle>_mask.gif"),
     "train_masks/g_01_mask.gif": (MASK, "mask without a photo"),
     "train_masks/a_01_mask.gif": (None, "missing, the mask of a_01.jpg"),
@@ -253,7 +253,8 @@ def test_check_lists_fifty_faults_and_counts_the_rest(tmp_path):
     with zipfile.ZipFile(tmp_path / "train_masks.zip", "a") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("train_masks/b_01_mask.gif", MASK)
     lines = faults_of(open_train(tmp_path))
-    assert lines[0] == f"{tmp_path}/train_masks.zip/train_masks/b_01_mask.gif: there is another file for b_01"
+    path = f"{tmp_path}/train_masks.zip/train_masks/b_01_mask.gif"
+    assert lines[0] == f"{path}: {path} is of the same name; remove one"
     assert lines[1].startswith(f"{tmp_path}/train.zip/train/b_01.jpg: ")
     with zipfile.ZipFile(tmp_path / "train_masks.zip", "a") as file:
         [file.writestr(f"odd{number}.gif", MASK) for number in range(4)]

@@ -210,10 +210,12 @@ def _read(part: Part, name: str) -> tuple[bytes, str]:
 
 def _name_faults(part: Part, pattern: re.Pattern, index: dict[str, str], form: str) -> Iterator[str]:
     """A line for each file that is not named as it should, or is a second file for its image."""
-    duplicates = set(part.duplicates)
+    duplicates = part.duplicates
     for name in part.names:
         match = pattern.fullmatch(name)
         if match is None:
             yield f"{part.where(name)}: not named {form} with an angle from 01 to 16"
-        elif match["image_id"] in index and (name in duplicates or index[match["image_id"]] != name):
-            yield f"{part.where(name)}: there is another file for {match['image_id']}"
+        elif name in duplicates:
+            yield f"{part.where(name)}: {duplicates[name]} is of the same name; remove one"
+        elif (first := index.get(match["image_id"], name)) != name:
+            yield f"{part.where(name)}: {first} is of the same image; remove one"

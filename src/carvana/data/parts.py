@@ -49,9 +49,10 @@ class Part:
         return sorted(self._members)
 
     @property
-    def duplicates(self) -> list[str]:
-        """Base names that occur more than once, in two sub-folders or twice in the zip, sorted."""
-        return [name for name in self.names if len(self._members[name]) > 1]
+    def duplicates(self) -> dict[str, str]:
+        """Of base names that occur more than once, in two sub-folders or twice in the zip, the second one's path."""
+        second = {name: self._members[name][1][0] for name in self.names if len(self._members[name]) > 1}
+        return {name: f"{self.path.as_posix()}/{inner}" for name, inner in second.items()}
 
     def where(self, name: str) -> str:
         """The path of a file for messages, such as `input/train.zip/train/x.jpg`."""
