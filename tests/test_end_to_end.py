@@ -158,8 +158,8 @@ def test_a_photo_that_was_not_cut_gives_status_one(workplace, tmp_path):
 
 def test_a_killed_training_resumes_to_the_same_weights_and_leaves_no_process(workplace):
     root, _ = workplace
-    command = f"train.py tiny.yaml --fold 1 --name killed {DATA} {FOLDS}"
-    words = f"{SRC}/{command} --set data.num_workers=1".split()
+    command = f"train.py tiny.yaml --fold 1 --name killed {DATA} {FOLDS}".split()
+    words = [SRC / "train.py", *command[1:], "--set", "data.num_workers=1"]
     process = subprocess.Popen([sys.executable, *words], cwd=root, stderr=subprocess.DEVNULL)
     loaders = []  # children of the server that they are forked of
     while process.poll() is None and not loaders:
@@ -172,6 +172,6 @@ def test_a_killed_training_resumes_to_the_same_weights_and_leaves_no_process(wor
     assert 1 <= len(read_records(root / "runs/killed/fold1/log.jsonl")) < 3
     assert loaders
     assert not psutil.wait_procs(loaders, timeout=30)[1]  # none goes on
-    run_script(*f"{command} --resume".split(), cwd=root)  # without loaders
+    run_script(*command, "--resume", cwd=root)  # without loaders
     whole, resumed = (models(root, name)[-1].state_dict() for name in ("tiny", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
