@@ -1,5 +1,7 @@
 """The drawn cars: files as Kaggle names them, exact masks, the same bytes from the same seed."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from conftest import run_script
 from PIL import Image
 
 from carvana.errors import InputError
+from demo import drawing
 from demo.car import STYLES, Car
 from demo.drawing import draw_demo
 from demo.studio import Camera, draw_photo
@@ -76,6 +79,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(demo, tmp_pa
     run_script("draw.py", "demo", *options[:-1], tmp_path / "other", "--train-cars", 1, "--seed", 4)
     after = contents(tmp_path / "other")
     assert (len(after), {*after, *after.values()} & {*before, *before.values()}) == (32, set())
+
+
+def test_a_killed_process_ends_the_drawing(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "_start_worker", os.abort)
+    with pytest.raises(InputError, match=r"a process that draws was killed, .*; give fewer --workers"):
+        draw_demo(tmp_path, 2, 0, (96, 144), seed=3, workers=2)
 
 
 def test_a_wrong_size_and_files_of_others_are_refused_before_anything_is_written(tmp_path):

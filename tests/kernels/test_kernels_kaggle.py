@@ -307,7 +307,7 @@ def test_labels_of_one_fold_are_for_that_fold_and_for_all_cars(tmp_path, fold):
         launch.teaching_sessions(ledger, "demo", [0, 1])
 
 
-def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monkeypatch):
+def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monkeypatch, capsys):
     joined = []
     monkeypatch.setattr(outputs, "output_of", lambda entry: tmp_path / entry.part)
     monkeypatch.setattr(outputs, "script_output", lambda _, *command: joined.append(command[2:-2]) or "")
@@ -318,6 +318,11 @@ def test_a_session_on_all_cars_alone_is_collected_without_a_table(tmp_path, monk
         outputs.collect_runs(ledger, "train demo", "demo", runs)
         assert (runs / "demo" / "none" / "x").exists()
     assert joined == [(tmp_path / "a" / "runs" / "demo",)]
+    for part in "ab":
+        write_json(tmp_path / part / "status.json", {"commit": part * 40})
+    assert "note: " not in capsys.readouterr().out
+    outputs.collect_runs(ledger, "train demo", "demo", tmp_path / "again")
+    assert "demo: trained by different code, commits aaaaaaaaaaaa, bbbbbbbbbbbb\n" in capsys.readouterr().out
 
 
 def test_a_fetched_run_continues_the_one_that_lies_there_and_replaces_no_other(tmp_path):
@@ -783,6 +788,13 @@ def test_a_fold_fails_and_the_others_result_is_kept(season, mounts, tmp_path):
     assert kaggle.status["faults"] == ["fold 1: train.py ended with status 2; kernel.log says why"]
     assert (kaggle.status["folds"], WEIGHTS in kaggle.status["files"]) == ({"0": 0, "1": 2}, True)
     assert "run.json: not readable" in kaggle.log
+
+
+def test_hours_in_which_no_epoch_fits_are_not_spent_again(season, mounts, tmp_path):
+    text = season.requests[0]["text"]
+    kaggle = Kaggle(tmp_path, mounts, re.sub(r"'hours': [\d.]+", "'hours': 0", text))
+    assert (kaggle.run().returncode, kaggle.status["folds"]) == (0, {"0": 3})
+    assert kaggle.status["faults"] == ["not one epoch fits into 0 hours: another session would not come further"]
 
 
 def test_a_full_disk_is_reported_and_nothing_is_half_written(season, mounts, tmp_path):

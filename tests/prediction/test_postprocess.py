@@ -31,3 +31,4 @@ def test_what_is_smaller_than_the_limit_is_mended(mend, mask, expected):
     assert mended.dtype == bool
     assert np.array_equal(mended, expected)
     assert (part_sizes(PARTS), part_sizes(EMPTY)) == ([4, 1, 2], [])
+    assert PostProcess(holes=3, parts=12).scaled(0.5) == PostProcess(holes=2, parts=6)

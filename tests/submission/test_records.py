@@ -168,6 +168,13 @@ def test_a_file_made_anew_replaces_its_record_until_that_has_a_score(journal, tm
         read_journal(journal)
 
 
+def test_the_log_of_a_training_is_no_journal(journal):
+    journal.write_text(line := '{"epoch": 1}\n')
+    journal.with_name("run.json").touch()
+    submit(journal.with_name("a.csv"))
+    assert journal.read_text() == line
+
+
 @pytest.mark.parametrize(("changes", "cv"), [
     ({}, CV), ({"views": ["identity", "hflip"]}, f"{CV} with identity"), ({"checkpoints": {"one": {"0": "x"}}}, ""),
     ({"threshold": 0.4}, f"{CV} at threshold 0.5"),
