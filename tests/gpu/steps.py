@@ -48,7 +48,7 @@ def step(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> tuple[f
     loss = forward_backward(learner, images, masks).mean().item()
     norm = learner.accelerator.clip_grad_norm_(parameters, math.inf).item()  # which undoes fp16's scale
     gradient = flatten(p.grad for p in parameters if p.grad is not None)
-    return loss, gradient, update(learner, loss, norm)
+    return loss, gradient, update(learner, norm)
 
 
 def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -47,10 +47,11 @@ def train_one_epoch(learner: Learner, loader: DataLoader, deadline: float) -> di
         loss, norm, late = torch.stack([photo_losses.mean(), norm, late]).tolist()
         if late:
             raise OutOfTime
-        if update(learner, loss, norm):
+        if update(learner, norm):
             losses.append(loss)
             learner.bad_in_a_row = 0
         elif not finds_scale(learner, loss):
+            say(f"step {learner.position.step}: loss {loss}, gradient norm {norm}: step skipped")
             learner.bad_in_a_row += 1
             stop_if_hopeless(learner.bad_in_a_row)
         position.step += 1
@@ -90,7 +91,7 @@ def _accumulate(learner: Learner, images: torch.Tensor, masks: torch.Tensor) -> 
         yield losses.detach()
 
 
-def update(learner: Learner, loss: float, norm: float) -> bool:
+def update(learner: Learner, norm: float) -> bool:
     """One step of the optimizer and of the averaged weights; False if it was skipped.
 
     The norm is the same in all processes, also where only one had a bad loss: they skip a step together.
@@ -102,8 +103,6 @@ def update(learner: Learner, loss: float, norm: float) -> bool:
     if fine:
         learner.ema.update(model, learner.position.step)
     else:
-        if not finds_scale(learner, loss):
-            say(f"step {learner.position.step}: loss {loss}, gradient norm {norm}: step skipped")
         restore_buffers(model, learner.ema.module)
     learner.optimizer.zero_grad()
     return fine

@@ -73,10 +73,11 @@ def train_fold(
         if process.is_main_process:
             prepare_folder(fold, overwrite)
             write_run(config, fold, budget, plan and plan.facts())
-    resumed = resume and load_state(learner.accelerator, fold.folder / "state")
+    if continued:
+        load_state(learner.accelerator, fold.folder / "state")
     learner.position.seen_cars = learner.position.seen_cars or seen_cars(config, fold)
     records = read_records(fold.folder / "log.jsonl")[: learner.position.epoch]
-    if resumed:
+    if continued:
         before = {key: records[-1].get(key) for key in MACHINE_KEYS} if records else None
         changed = differences(before, machine_facts(learner)) if before else []
         say(f"{fold}: continuing after epoch {learner.position.epoch}{'; '.join(['', *changed])}")

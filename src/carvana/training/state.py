@@ -59,18 +59,16 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch-*"))
 
 
-def load_state(accelerator: Accelerator, folder: Path) -> bool:
-    """Loads the newest whole state; False if there is none. Raises InputError if it is damaged."""
-    states = saved_states(folder)
-    if states:
-        scaler, is_scaled = accelerator.scaler, (states[-1] / "scaler.pt").exists()
-        accelerator.scaler = scaler if is_scaled else None  # fp16 begins with a new scale where there was none
-        try:
-            accelerator.load_state(str(states[-1]), map_location="cpu")  # where AdamW keeps its number of steps
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-            if isinstance(error, RuntimeError) and scarcity(error):
-                raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InputError(f"{states[-1]}: damaged ({reason}); start anew with --overwrite") from error
-        accelerator.scaler = scaler
-    return bool(states)
+def load_state(accelerator: Accelerator, folder: Path) -> None:
+    """Loads the newest whole state, which must exist. Raises InputError if it is damaged."""
+    state = saved_states(folder)[-1]
+    scaler, is_scaled = accelerator.scaler, (state / "scaler.pt").exists()
+    accelerator.scaler = scaler if is_scaled else None  # fp16 begins with a new scale where there was none
+    try:
+        accelerator.load_state(str(state), map_location="cpu")  # where AdamW keeps its number of steps
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and scarcity(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"{state}: damaged ({reason}); start anew with --overwrite") from error
+    accelerator.scaler = scaler
