@@ -95,9 +95,9 @@ def training_step(learner: Learner) -> tuple[Callable[[], bool], int]:
     images, masks = send([part.permute(0, 3, 1, 2) for part in (pixels[..., :3], pixels[..., 3:])], learner)
 
     def step() -> bool:
-        losses = forward_backward(learner, images, masks)
+        forward_backward(learner, images, masks)
         norm = learner.accelerator.clip_grad_norm_(learner.model.parameters(), stage.optim.clip)
-        return update(learner, *torch.stack([losses.mean(), norm]).tolist())
+        return update(learner, norm.item())
 
     learner.model.train()
     return step, len(images)
