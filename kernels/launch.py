@@ -134,7 +134,9 @@ def push_train(
     options["accelerator"] = accelerator
     if drive(ledger, job, Driver(owner, "train", options, dirty, poll, retry, logs, not no_run)):
         outputs.collect_runs(ledger, job, experiment, runs / (name or ""))
-        print(f"now `python kernels/launch.py push submit {options_of(experiment, name)} --owner {owner} --shards 4`")
+        alone = " --fold none --threshold 0.5" if folds == "none" else ""
+        options = f"{options_of(experiment, name)} --owner {owner} --shards 4{alone}"
+        print(f"now `python kernels/launch.py push submit {options}`")
 
 
 @push.command("submit")

@@ -72,8 +72,8 @@ def collect_runs(ledger: Ledger, job: str, experiment: str, runs: Path) -> None:
     if evaluated := [part for part in parts if not (part / "none").exists() or (part / "oof.json").exists()]:
         join = ["submission.py", "merge-oof", *evaluated, "--output", target]
         print(script_output(f"{target}: not joined", *join), end="")
-    summaries = filter(None, map(read_status, map(output_of, ledger.last_rounds(job))))
-    if len(commits := {summary["commit"][:12] for summary in summaries}) > 1:
+    summaries = filter(None, map(read_status, map(output_of, ledger.of(job))))
+    if len(commits := {summary["commit"] for summary in summaries}) > 1:
         print(f"note: {target}: trained by different code, commits {', '.join(sorted(commits))}")
     all_cars = " and the network of all cars" if (target / "none").exists() else ""
     print(f"{target}: {len(list(target.glob('fold*')))} folds{all_cars}")

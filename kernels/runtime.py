@@ -193,10 +193,10 @@ class Session:
             temporary.rename(self.working / "status.json")
         except OSError as error:
             self.fault(f"{self.working}: {error}")
-        end = "finished" if self.status["finished"] else "not finished: attach this output and run again to continue"
-        print(f"{self.status['minutes']} minutes, {end}", flush=True)
+        end = "failed" if self.status["faults"] else "not finished: attach this output and run again to continue"
+        print(f"{self.status['minutes']} minutes, {'finished' if self.status['finished'] else end}", flush=True)
         if self.status["faults"]:
-            sys.exit(0 if self.status.get("files") else 1)
+            sys.exit(0 if self.status.get("files") and (self.working / "status.json").exists() else 1)
 
     def _mounted(self) -> Iterator[tuple[Path, list[str], list[str]]]:
         """os.walk of what is mounted, in order, as deep as Kaggle nests; no folder of photos is entered."""

@@ -42,7 +42,8 @@ def main(
     with unchanged(checkpoints):
         result = select_ensemble(unseen, experiments, views, (holes, parts), memory * 2**20)
     print("\n".join(["on a sample of pixels:", *row_lines(result.ladder), "on whole masks:", *row_lines(result.rows)]))
-    if not result.winner.is_real:
+    simplest = result.rows[0].choice
+    if result.winner.choice.model_copy(update={"postprocess": simplest.postprocess}) == simplest:
         print("the gain of the best combination lies inside the noise: the simplest choice is kept")
     path = output or runs / "ensemble.json"
     write_ensemble(path, result.winner.choice, checkpoints, result.facts(unseen))

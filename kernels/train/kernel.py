@@ -60,7 +60,8 @@ for fold, status in zip(folds, statuses, strict=True):
     if status not in (0, STOPPED):
         session.fault(f"fold {fold}: train.py ended with status {status}; kernel.log says why")
 if STOPPED in statuses and before == {fold: how_far(runs / experiment / name) for fold, name in names.items()}:
-    session.fault(f"not one epoch fits into {SETTINGS['hours']} hours: another session would not come further")
+    advice = "give more --hours or a smaller data.size, and another --name"
+    session.fault(f"not one epoch fits into {SETTINGS['hours']} hours: {advice}")
 validated = [status for fold, status in zip(folds, statuses, strict=True) if fold != "none"]
 if 0 in validated and STOPPED not in statuses:
     views, worst = ["--tta", SETTINGS["tta"]], session.working / "worst.jpg"

@@ -11,11 +11,12 @@ from carvana.errors import InputError
 class Loader(yaml.SafeLoader):
     """PyYAML's own takes the last of several values of a key without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise yaml.MarkedYAMLError(problem=f"{twice[0]} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def load_experiment(experiment: str, folder: Path, overrides: list[str] = (), name: str | None = None) -> Config:

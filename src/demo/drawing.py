@@ -5,7 +5,9 @@ Nothing is copied from Kaggle's photos. The same seed draws the same bytes; what
 
 import json
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -56,7 +58,13 @@ def _draw_all(drawn: Iterable[None], cars: int) -> None:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)  # the processes share out the cores
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def draw_car(output: Path, demo: dict, number: int) -> None:

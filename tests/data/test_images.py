@@ -254,7 +254,7 @@ def test_check_lists_fifty_faults_and_counts_the_rest(tmp_path):
         file.writestr("train_masks/b_01_mask.gif", MASK)
     lines = faults_of(open_train(tmp_path))
     path = f"{tmp_path}/train_masks.zip/train_masks/b_01_mask.gif"
-    assert lines[0] == f"{path}: {path} is of the same name; remove one"
+    assert lines[0] == f"{path}: there is a second file of this name, {path}; remove one"
     assert lines[1].startswith(f"{tmp_path}/train.zip/train/b_01.jpg: ")
     with zipfile.ZipFile(tmp_path / "train_masks.zip", "a") as file:
         [file.writestr(f"odd{number}.gif", MASK) for number in range(4)]

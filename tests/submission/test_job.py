@@ -168,7 +168,7 @@ def test_blocks_of_another_prediction_are_refused_unless_overwritten(slow, comma
     assert read_manifest(manifest_path(output)).threshold == 0.4
     refused = run_script(*command, output, check=False)
     assert (refused.returncode, read_manifest(manifest_path(output)).threshold) == (2, 0.4)
-    assert f"{output}: finished, with threshold 0.4 instead of 0.5; give another name, or --overwrite" in refused.stderr
+    assert f"{output}: finished, with threshold 0.4 instead of 0.5; remove it, or give another" in refused.stderr
     assert run_script(*slow, output, "--overwrite", check=False).returncode == 3
     assert "1 of 4 blocks are there already" in run_script(*command, output).stderr  # what was begun is continued
     assert read_manifest(manifest_path(output)).threshold == 0.5
@@ -182,7 +182,7 @@ def test_what_a_shard_has_left_is_not_lost_to_another_and_what_a_killed_one_has_
     other = [*command, output.with_name("y.csv"), "--shard", "2/2", "--labels", labels]
     refused = run_script(*other, check=False)
     assert (refused.returncode, read_manifest(manifest_path(labels)).shard) == (2, "1/2")
-    assert "l.csv: finished, with shard 1/2 instead of 2/2; give another name" in refused.stderr
+    assert "l.csv: finished, with shard 1/2 instead of 2/2; remove it, or give another name" in refused.stderr
     run_script(*other, "--overwrite")
     assert read_manifest(manifest_path(labels)).shard == "2/2"
 

@@ -215,7 +215,7 @@ def _name_faults(part: Part, pattern: re.Pattern, index: dict[str, str], form: s
         match = pattern.fullmatch(name)
         if match is None:
             yield f"{part.where(name)}: not named {form} with an angle from 01 to 16"
-        elif name in duplicates:
-            yield f"{part.where(name)}: {duplicates[name]} is of the same name; remove one"
+        elif match["image_id"] in index and name in duplicates:
+            yield f"{part.where(name)}: there is a second file of this name, {duplicates[name]}; remove one"
         elif (first := index.get(match["image_id"], name)) != name:
             yield f"{part.where(name)}: {first} is of the same image; remove one"

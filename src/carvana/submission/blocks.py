@@ -131,11 +131,11 @@ class Blocks:
         or of other networks is where one of this prediction would be.
         """
         self.clear() if overwrite else self.check()
-        keys = ("shard",) if (self.folder / "manifest.json").exists() else MADE_OF  # begun with --overwrite
+        begun = (self.folder / "manifest.json").exists()  # with --overwrite, if finished files are there
         files = [path for path in (self.output, *self.beside.values()) if path.exists()]
-        for path in [] if overwrite else [file for file in files if manifest_path(file).exists()]:
-            if difference := find_difference(self.manifest, read_manifest(manifest_path(path)), keys):
-                raise InputError(f"{path}: finished, with {difference}; give another name, or --overwrite")
+        for path in [] if overwrite or begun else [file for file in files if manifest_path(file).exists()]:
+            if difference := find_difference(self.manifest, read_manifest(manifest_path(path)), MADE_OF):
+                raise InputError(f"{path}: finished, with {difference}; remove it, or give another name or --overwrite")
         for path in self.beside.values():
             for unfinished in path.parent.glob(f".{escape(path.name)}.*.tmp"):
                 unfinished.unlink()
