@@ -193,8 +193,8 @@ class Session:
             temporary.rename(self.working / "status.json")
         except OSError as error:
             self.fault(f"{self.working}: {error}")
-        end = "failed" if self.status["faults"] else "not finished: attach this output and run again to continue"
-        print(f"{self.status['minutes']} minutes, {'finished' if self.status['finished'] else end}", flush=True)
+        unfinished = "failed" if self.status["faults"] else "not finished: attach this output and run again to continue"
+        print(f"{self.status['minutes']} minutes, {'finished' if self.status['finished'] else unfinished}", flush=True)
         if self.status["faults"]:
             sys.exit(0 if self.status.get("files") and (self.working / "status.json").exists() else 1)
 

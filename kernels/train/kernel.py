@@ -36,7 +36,8 @@ if soft:
     settings += ["--set", f"data.soft=[{','.join(map(str, soft))}]"]
 
 # %% Training
-before = {fold: how_far(runs / experiment / name) for fold, name in names.items()}
+progress = lambda: [how_far(runs / experiment / name) for name in names.values()]
+before = progress()
 train = [experiment, *options, *settings, "--resume"]
 train += ["--budget", SETTINGS["budget"]] if SETTINGS["budget"] else []
 statuses = []
@@ -59,7 +60,7 @@ else:
 for fold, status in zip(folds, statuses, strict=True):
     if status not in (0, STOPPED):
         session.fault(f"fold {fold}: train.py ended with status {status}; kernel.log says why")
-if STOPPED in statuses and before == {fold: how_far(runs / experiment / name) for fold, name in names.items()}:
+if STOPPED in statuses and progress() == before:
     advice = "give more --hours or a smaller data.size, and another --name"
     session.fault(f"not one epoch fits into {SETTINGS['hours']} hours: {advice}")
 validated = [status for fold, status in zip(folds, statuses, strict=True) if fold != "none"]

@@ -62,7 +62,7 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)  # the processes share out the cores
 
 
-def _end_with_parent() -> None:
+def _end_with_parent() -> None:  # carvana.device has the same, but would bring PyTorch into each process
     multiprocessing.parent_process().join()
     os._exit(1)
 

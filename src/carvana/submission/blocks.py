@@ -19,7 +19,7 @@ from carvana.provenance import file_digest
 from carvana.submission.checker import find_faults
 from carvana.submission.csv import Row, read_submission, write_submission
 from carvana.submission.manifest import (
-    MADE_OF,
+    PREDICTION,
     SAME_JOB,
     Manifest,
     find_difference,
@@ -134,7 +134,7 @@ class Blocks:
         begun = (self.folder / "manifest.json").exists()  # with --overwrite, if finished files are there
         files = [path for path in (self.output, *self.beside.values()) if path.exists()]
         for path in [] if overwrite or begun else [file for file in files if manifest_path(file).exists()]:
-            if difference := find_difference(self.manifest, read_manifest(manifest_path(path)), MADE_OF):
+            if difference := find_difference(self.manifest, read_manifest(manifest_path(path)), ("shard", *PREDICTION)):
                 raise InputError(f"{path}: finished, with {difference}; remove it, or give another name or --overwrite")
         for path in self.beside.values():
             for unfinished in path.parent.glob(f".{escape(path.name)}.*.tmp"):

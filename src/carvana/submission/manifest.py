@@ -50,8 +50,8 @@ class Manifest(BaseModel):
     digest: str | None = None  # sha256 of the part's file, once it is written
 
 
-MADE_OF = ("shard", "sample", "sample_photos", "size", "checkpoints", "weights", "views", "threshold", "postprocess")
-ALIKE = (*MADE_OF[1:], "backend", "kind")  # in all parts of a submission
+PREDICTION = ("sample", "sample_photos", "size", "checkpoints", "weights", "views", "threshold", "postprocess")
+ALIKE = (*PREDICTION, "backend", "kind")  # in all parts of a submission
 SAME_JOB = (*ALIKE, "shard", "first", "photos", "block_size", "labels", "soft")
 
 
