@@ -123,7 +123,7 @@ def test_masks_are_those_of_the_cpu(device):
         model.load_state_dict(learner.model.state_dict())
         network = TTA(prepare_model(model, where), ["identity", "hflip"])
         predictor = Predictor([[Member(Fit((640, 960)), network)]], where, Loading())
-        masks.append(cut(predictor.image(photo.permute(1, 2, 0).numpy()), 0.5).cpu())
+        masks.append(cut(predictor.predict_image(photo.permute(1, 2, 0).numpy()), 0.5).cpu())
     assert dice(masks[0], truth[0] > 0) > 0.98
     assert dice(*masks) > 0.9998
 

@@ -185,7 +185,7 @@ def test_tiles_give_the_map_of_the_whole_where_a_network_sees_no_further(monkeyp
     monkeypatch.setattr("carvana.prediction.predictor.TILE", 64)
     image = cv2.resize(red_disc()[0], (1918, 1280), interpolation=cv2.INTER_CUBIC)
     mix = [Member(Fit((256, 384)), lambda images: ((255 - images[:, 1:2].float()) / 235).clamp(0, 1))]
-    whole, tiled = (predictor(mix).image(image, tiles).numpy() for tiles in (False, True))
+    whole, tiled = (predictor(mix).predict_image(image, tiles).numpy() for tiles in (False, True))
     assert (whole != tiled).any()
     masks = whole >= 0.5, tiled >= 0.5
     assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.9995

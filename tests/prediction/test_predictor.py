@@ -75,8 +75,8 @@ def test_a_photo_of_any_size_is_predicted_in_its_own_proportions(photos):
     members = [Member(Fit((64, 96)), BRIGHTNESS, 3.0), Member(Fit((64, 96), "pad"), DARKNESS)]
     (prediction,) = predictor(members[:1]).predict(photos, photos.image_ids[:1])
     image, expected = photos.image(photos.image_ids[0]), 0.75 * prediction.probs + 0.25 * (1 - prediction.probs)
-    assert torch.allclose(predictor(members).image(image), expected, atol=1e-6)
-    assert torch.allclose(predictor(members).image(image.transpose(1, 0, 2)).T, expected, atol=0.02)
+    assert torch.allclose(predictor(members).predict_image(image), expected, atol=1e-6)
+    assert torch.allclose(predictor(members).predict_image(image.transpose(1, 0, 2)).T, expected, atol=0.02)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

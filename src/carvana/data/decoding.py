@@ -27,15 +27,16 @@ def decode_image(data: bytes, name: str, at_least: Size | None = None) -> np.nda
 
     Raises InputError naming `name` if it is unreadable, truncated, damaged as far as one can know, or far too large.
     """
-    end = _find_end(data, name)
-    read_size(data, name)  # before memory is taken
-    flags = HALVED if half_is_enough(data, name, at_least) else RGB_AS_STORED
+    end, size = _find_end(data, name), read_size(data, name)  # before memory is taken
+    flags = HALVED if half_is_enough(data, size, at_least) else RGB_AS_STORED
     image = _decode(data, flags)
     if image is None:
         raise InputError(f"{name}: unreadable; download it again")
-    if (image[-1, -2:] == GREY).all() and data.startswith(JPEG_START):  # as missing ones would be
+    # A decoder fills missing rows with grey. Where the last pixels are grey, bytes are put before the end marker, or in
+    # the place of the last eight: a photo that is whole does not change by the first, and does by the second.
+    if (image[-1, -2:] == GREY).all() and data.startswith(JPEG_START):
         longer, other = (_decode(data[: end - cut] + b"\x5a" * 64 + data[end:], flags) for cut in (0, 8))
-        if not np.array_equal(image, longer) or np.array_equal(image, other):  # it wants more, or ends before these
+        if not np.array_equal(image, longer) or np.array_equal(image, other):
             raise InputError(f"{name}: damaged, its data ends before its last pixel; download it again")
     return image
 
@@ -47,11 +48,11 @@ def _decode(data: bytes, flags: int) -> np.ndarray | None:
         return None
 
 
-def half_is_enough(data: bytes, name: str, at_least: Size | None) -> bool:
-    """Whether `decode_image` halves the photo: only a JPEG, where that takes a third of the time."""
+def half_is_enough(data: bytes, size: Size, at_least: Size | None) -> bool:
+    """Whether `decode_image` halves a photo of that size: only a JPEG, where that takes a third of the time."""
     if at_least is None or not data.startswith(JPEG_START):
         return False
-    sides = zip(read_size(data, name), at_least, strict=True)  # half of an odd one would move the photo off its mask
+    sides = zip(size, at_least, strict=True)  # half of an odd one would move the photo off its mask
     return all(side % 2 == 0 and side // 2 >= needed for side, needed in sides)
 
 

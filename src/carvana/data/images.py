@@ -130,13 +130,13 @@ class Photos:
     def fitted(self, image_id: str, fits: list[Fit]) -> tuple[list[np.ndarray], Size]:
         """The photo at each network size, uint8 (h, w, 3) RGB, and its own (height, width)."""
         data, where = self._read(image_id)
-        decoded, images = {}, []  # decoded at half the size for each fit for which that is enough, whatever the others
+        size, decoded, images = read_size(data, where), {}, []  # decoded: by whether half the size is enough
         for fit in fits:
-            halved = half_is_enough(data, where, fit.least)
+            halved = half_is_enough(data, size, fit.least)
             if halved not in decoded:
                 decoded[halved] = decode_image(data, where, fit.least if halved else None)
             images.append(fit.image(decoded[halved]))
-        return images, decoded[False].shape[:2] if False in decoded else read_size(data, where)
+        return images, size
 
     def mask(self, image_id: str) -> np.ndarray:
         """Where the car is, bool (height, width)."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from typing import NamedTuple
 
 import cv2
@@ -96,7 +96,7 @@ def worker_options(num_workers: int) -> dict:
     # They are forked from a small server, not from this process: after a fork, each page of memory is copied when
     # training writes to it, which took 8 s of an epoch's first step (3 GB, two cores of a virtual Xeon).
     options = {"num_workers": num_workers, "worker_init_fn": init_worker}
-    if num_workers and "forkserver" in get_all_start_methods():  # not on Windows
+    if num_workers:
         options["multiprocessing_context"] = context = get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
     return options

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 
 from carvana.data.folds import folds_digest
-from carvana.data.geometry import Fit
-from carvana.device import Device
 from carvana.errors import InputError
 from carvana.evaluation.metrics import bootstrap_interval, dice
 from carvana.evaluation.oof import Unseen
@@ -24,23 +22,16 @@ from carvana.log import say
 from carvana.models.checkpoint import Checkpoint
 from carvana.prediction.ensemble import Choice
 from carvana.prediction.postprocess import PostProcess
-from carvana.prediction.predictor import Member, Mix
-from carvana.prediction.tta import TTA
+from carvana.prediction.predictor import Mix, fold_members
 from carvana.provenance import git_commit, versions
-
-
-def show_views(network: Checkpoint, views: Sequence[str], device: Device) -> tuple[Fit, TTA]:
-    """An experiment's network on the device, shown the views of each photo."""
-    model = network.model.lay_out(device.device, torch.channels_last)
-    return Fit.of(network.config.data), TTA(model, views)
 
 
 def sample_pixels(unseen: Unseen, experiments: Sequence[str], views: Sequence[str], memory: int) -> PixelSample:
     """The first pass: of each photo the pixels on which the experiments and their views do not agree."""
 
     def mixes(networks: dict[str, Checkpoint]) -> list[Mix]:
-        shown = [(networks[name], *show_views(networks[name], views, unseen.device)) for name in experiments]
-        return [[Member(fit, tta.each, name=str(network.path))] for network, fit, tta in shown]
+        members = [fold_members([networks[name]], views, unseen.device)[0] for name in experiments]
+        return [[member._replace(network=member.network.each)] for member in members]
 
     sample = PixelSample(len(unseen.cars), len(experiments), len(views), memory)
     for prediction in unseen.predict(mixes, "sample"):
@@ -54,8 +45,8 @@ def predict_choices(unseen: Unseen, choices: Sequence[Choice], repairs: Sequence
     def mixes(networks: dict[str, Checkpoint]) -> list[Mix]:
         return [
             [
-                Member(*show_views(networks[name], choice.views, unseen.device), w, str(networks[name].path))
-                for name, w in choice.experiments.items()
+                fold_members([networks[name]], choice.views, unseen.device, weight)[0]
+                for name, weight in choice.experiments.items()
             ]
             for choice in choices
         ]

@@ -9,7 +9,7 @@ import pandas as pd
 from carvana.data.folds import fold_name, parse_folds, run_folder
 from carvana.errors import InputError, few
 from carvana.log import read_json, say
-from carvana.models.checkpoint import REPLACED, leaking_cars, read_facts
+from carvana.models.checkpoint import REPLACED, read_facts
 from carvana.prediction.ensemble import Checkpoints
 from carvana.provenance import file_digest
 
@@ -76,8 +76,9 @@ def common_checkpoints(runs: Path, experiments: Sequence[str], folds: pd.DataFra
     paths, cars = {}, folds.groupby("fold")["car"].agg(list)
     for experiment in experiments:
         for path in find_checkpoints(runs, experiment):
-            fold = read_facts(path)["fold"]
-            if fold not in cars.index or (leaking := leaking_cars(path, cars[fold])):
+            facts = read_facts(path)
+            fold = facts["fold"]
+            if fold not in cars.index or (leaking := sorted(set(cars[fold]).intersection(facts["seen_cars"]))):
                 reason = "has learnt from " + few(leaking) if fold in cars.index else f"of a fold {fold}"
                 raise InputError(f"{path}: trained with another table of folds ({reason}); give that one with --folds")
             if twin := paths.setdefault(fold, {}).get(experiment):

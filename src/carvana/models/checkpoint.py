@@ -61,16 +61,9 @@ def read_facts(path: Path) -> dict:
             facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({error}); train or fetch it again") from None
-    if "config" not in facts or "folds_digest" not in facts:
+    if not facts.keys() >= {"config", "folds_digest", "seen_cars"}:
         raise InputError(f"{path}: weights without this project's metadata; give a best.safetensors of src/train.py")
-    if facts.get("seen_cars") is None:
-        raise InputError(f"{path}: does not say which cars it has learnt from; train it with this version")
     return facts
-
-
-def leaking_cars(path: Path, cars: Iterable[str]) -> list[str]:
-    """Those of the cars that a checkpoint has learnt from, sorted."""
-    return sorted(set(cars).intersection(read_facts(path)["seen_cars"]))
 
 
 def all_seen_cars(paths: Iterable[Path]) -> list[str]:

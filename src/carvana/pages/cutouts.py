@@ -109,7 +109,7 @@ def cut_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Alpha uint8 (h, w), at most the photo's own, and the car's colours uint8 (h, w, 3), black where that is 0."""
     image = photo.over_white()
-    probs = predictor.image(image, style.tiles, name).cpu().numpy()
+    probs = predictor.predict_image(image, style.tiles, name).cpu().numpy()
     mask = choice.postprocess.scaled(probs.size / TRAINED_ON)(probs >= choice.threshold)
     if style.hard:
         alpha, colors = mask.astype(np.uint8) * 255, image.copy()

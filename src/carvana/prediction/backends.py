@@ -23,7 +23,7 @@ EXAMPLE = (2, 3, 64, 96)  # images on which the fused model is compared with the
 
 
 def prepare_model(model: Segmenter, device: Device, backend: str = "torch", size: Size = EXAMPLE[2:]) -> Model:
-    """The model on the device, for images of a size; it is changed.
+    """The model on the device, for images of `size`; the model itself is changed.
 
     Raises InputError if the backend is unknown or not installed.
     """

@@ -100,7 +100,7 @@ class Predictor:
                     yield row
                     bar.update()
 
-    def image(self, image: np.ndarray, tiles: bool = False, name: str = "the photo") -> torch.Tensor:
+    def predict_image(self, image: np.ndarray, tiles: bool = False, name: str = "the photo") -> torch.Tensor:
         """The probabilities (H, W) of one photo of any size, uint8 (H, W, 3) RGB; `name` is for errors.
 
         It is shown to the networks in its own proportions, with about as many pixels as they were trained on. With

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over views of an image, each undone. The only sigmoid is here.
+"""Test-time augmentation: the mean over views of an image, each undone. The only sigmoid of prediction is here.
 
 A view is named by its steps, in order, joined by `+`: `identity`; `hflip`, the mirror image; `scale0.75`, resized (0.5
 to 2).

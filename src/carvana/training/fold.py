@@ -23,8 +23,6 @@ from carvana.training.state import load_state, save_state, saved_states
 from carvana.training.tracking import log_epoch, tracking
 from carvana.training.validation import validate
 
-MACHINE_KEYS = ("device", "precision", "memory_format", "processes")
-
 
 def train_folds(
     config: Config, folds: list[Fold], photos: Photos, resume: bool = False, overwrite: bool = False,
@@ -78,8 +76,8 @@ def train_fold(
     learner.position.seen_cars = learner.position.seen_cars or seen_cars(config, fold)
     records = read_records(fold.folder / "log.jsonl")[: learner.position.epoch]
     if continued:
-        before = {key: records[-1].get(key) for key in MACHINE_KEYS} if records else None
-        changed = differences(before, machine_facts(learner)) if before else []
+        now = machine_facts(learner)
+        changed = differences({key: records[-1].get(key) for key in now}, now) if records else []
         say(f"{fold}: continuing after epoch {learner.position.epoch}{'; '.join(['', *changed])}")
     try:
         with tracking(learner):
@@ -103,8 +101,10 @@ def note_end(learner: Learner, fold: Fold, finished: bool) -> bool:
 
 def machine_facts(learner: Learner) -> dict:
     """What a resumed run may change."""
-    device, processes = learner.device, learner.accelerator.num_processes
-    return dict(zip(MACHINE_KEYS, (device.name, device.precision, learner.memory_format, processes), strict=True))
+    return {
+        "device": learner.device.name, "precision": learner.device.precision,
+        "memory_format": learner.memory_format, "processes": learner.accelerator.num_processes,
+    }  # fmt: skip
 
 
 def train_stage(learner: Learner, fold: Fold, records: list[dict], deadline: float, plan: Plan | None) -> None:
@@ -137,10 +137,9 @@ def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float)
     loader = train_loader(learner, photos, len(fold.train.image_ids))
     record = train_one_epoch(learner, loader, deadline)
     trained = time.monotonic()
-    scores = validate(learner, fold.val, deadline) if fold.val else {}
+    score = summarize(validate(learner, fold.val, deadline)) if fold.val else {}
     return {
-        "epoch": position.epoch + 1, "step": position.step, **record,
-        **summarize(scores),
+        "epoch": position.epoch + 1, "step": position.step, **record, **score,
         "train_photos": len(loader.dataset), "size": stage.data.size, "micro_batch": position.micro_batch,
         "train_seconds": round(trained - started, 2), "val_seconds": round(time.monotonic() - trained, 2),
         **machine_facts(learner),
@@ -148,9 +147,7 @@ def run_epoch(learner: Learner, photos: PhotoCache, fold: Fold, deadline: float)
 
 
 def summarize(scores: dict[str, float]) -> dict:
-    """What a record has of a validation; nothing of none."""
-    if not scores:
-        return {}
+    """The mean and the worst Dice of a validation, and its number of photos."""
     return {"dice": sum(scores.values()) / len(scores), "worst": min(scores.values()), "photos": len(scores)}
 
 

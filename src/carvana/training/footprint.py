@@ -113,9 +113,8 @@ class Footprint:
             self._averaged.eval()(self._photos(1, 3))
         return counter.get_total_flops() // 2
 
-    def step_bytes(self, batch_size: int, micro_batch: int | None, precision: str) -> int:
+    def step_bytes(self, batch_size: int, micro_batch: int, precision: str) -> int:
         """Peak of a step, in bytes of tensors. `precision` is accelerate's: bf16, fp16 or no."""
-        micro_batch = min(micro_batch or batch_size, batch_size)
         self.model.train()
         self._casts.dtype, loss = DTYPES[precision], weighted_sum(self.config.loss)
         with MemoryTracker() as tracker:
@@ -135,7 +134,7 @@ class Footprint:
 
     def configured_bytes(self, precision: str) -> int:
         """`step_bytes` of the configured batch."""
-        return self.step_bytes(self.config.train.batch_size, self.config.train.micro_batch, precision)
+        return self.step_bytes(self.config.train.batch_size, self.config.train.at_once, precision)
 
     def largest_batch(self, room: int, precision: str) -> int:
         """Photos of the largest micro-batch whose step fits into `room` bytes; 0 if not even one does.

@@ -19,7 +19,7 @@ from carvana.training.state import saved_states
 LOADING = {"data": {"num_workers", "cache_gib"}}
 MEMORY = {"train": {"micro_batch"}}
 MACHINE = {"model": {"weights"}, "train": {"precision", "memory_format"} | MEMORY["train"]}
-# Facts of their own: a file may lie elsewhere.
+# Compared in `run_facts`, by digest: the file may lie elsewhere.
 LABEL_SETTINGS = {"pseudo", "pseudo_input", "pseudo_least", "pseudo_share", "soft", "soft_share"}
 LEFT_OUT = {"data": LOADING["data"] | LABEL_SETTINGS, **MACHINE, "earlier_stages": {"__all__": LOADING | MEMORY}}
 

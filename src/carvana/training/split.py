@@ -11,7 +11,7 @@ from carvana.data.images import Photos
 from carvana.data.pseudo import MixedPhotos, PseudoPhotos, TrainingPhotos
 from carvana.data.soft import SoftenedPhotos, SoftMasks
 from carvana.errors import InputError, few
-from carvana.models.checkpoint import leaking_cars, read_facts
+from carvana.models.checkpoint import read_facts
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def with_labels(fold: Fold, pseudo: PseudoPhotos | None, soft: tuple[SoftMasks, 
 
 def _refuse_leak(place: str, fold: Fold, seen_cars: list[str], remedy: str) -> None:
     if leaking := sorted(set(fold.val_cars).intersection(seen_cars)):
-        learnt = f"its networks have learnt from cars of this fold's validation: {few(leaking)}"
-        raise InputError(f"{place}: {learnt}; {remedy}")
+        raise InputError(f"{place}: has learnt from cars of this fold's validation: {few(leaking)}; {remedy}")
 
 
 def training_photos(fold: Fold, stage: Config) -> TrainingPhotos:
@@ -93,8 +92,7 @@ def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
     path = run / fold.folder.name / "best.safetensors"
     if path.parent.resolve() == fold.folder.resolve():
         raise InputError(f"train.init_from: {path} is this run's own, which it replaces; give it another --name")
-    if leaking := leaking_cars(path, fold.val_cars):
-        raise InputError(f"train.init_from: {path} has learnt from cars of this fold's validation: {few(leaking)}")
+    _refuse_leak(f"train.init_from: {path}", fold, read_facts(path)["seen_cars"], "start from another run")
     return path
 
 

@@ -6,6 +6,7 @@ from carvana.config import Config, DataConfig
 from carvana.data.geometry import Fit
 from carvana.data.images import Photos
 from carvana.data.loader import Loading
+from carvana.device import share
 from carvana.evaluation.metrics import dice
 from carvana.prediction.predictor import Member, Predictor
 from carvana.prediction.tta import TTA
@@ -19,7 +20,7 @@ def validate(learner: Learner, photos: Photos, deadline: float = float("inf")) -
     """Dice by image_id of the averaged model, on whole photos at photo size; each once, shared among the processes."""
     accelerator, stage, model = learner.accelerator, learner.stage, learner.ema.module.eval()
     broadcast(list(model.buffers()))  # BatchNorm's statistics are each process's own; the first one's are kept
-    image_ids = validated(stage, photos)[accelerator.process_index :: accelerator.num_processes]
+    image_ids = share(validated(stage, photos), accelerator.process_index, accelerator.num_processes)
     loading = Loading(validation_batch(stage.train.batch_size, stage.data), stage.data.num_workers)
     predictor = Predictor([[Member(Fit.of(stage.data), TTA(model))]], learner.device, loading)
     scores = []
