@@ -1,19 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
-EXPERIMENT ?= unet_lite0
-FOLD ?= all
-TTA ?= hflip
 DEMO := --input runs/demo/input
 # Test files beside each other, each process with one thread.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-kaggle-image lint folds train evaluate submission
+.PHONY: help demo test test-gpu test-kaggle-image lint
 
 help:  ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo
-	@echo "  Settings: PYTHON=python3.12 (for a new .venv)  EXPERIMENT=$(EXPERIMENT)  FOLD=$(FOLD)  TTA=$(TTA)"
+	@echo "  Settings: PYTHON=python3.12 (for a new .venv)"
 
 demo: .venv/installed  ## Draws cars, trains two folds, writes and scores a submission (4 to 11 minutes)
 	$(BIN)/python src/draw.py demo --output runs/demo/input
@@ -46,18 +43,6 @@ test-kaggle-image: .venv-kaggle/installed  ## Runs the test suite with the libra
 lint: .venv/installed-dev  ## Checks style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-
-folds: .venv/installed  ## Deals the cars in input/ to folds (folds/folds.csv is already there for all 318)
-	$(BIN)/python src/create_folds.py
-
-train: .venv/installed  ## Trains EXPERIMENT's FOLD (a number, 0,1 or all) on input/, continuing where it stopped
-	$(BIN)/python src/train.py $(EXPERIMENT) --fold $(FOLD) --resume
-
-evaluate: .venv/installed  ## Scores EXPERIMENT out-of-fold and chooses its threshold
-	$(BIN)/python src/evaluate.py $(EXPERIMENT) --tta $(TTA)
-
-submission: .venv/installed  ## Writes submissions/EXPERIMENT.csv.gz for the test photos in input/
-	$(BIN)/python src/make_submission.py $(EXPERIMENT) --tta $(TTA) --output submissions/$(EXPERIMENT).csv.gz
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
-import library  # noqa: F401
 import numpy as np
 import torch
 from race import Race, Trained

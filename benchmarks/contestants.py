@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-import library  # noqa: F401
 import torch
 from clock import Recipe, train_by_clock
 from race import Race, Trained
@@ -26,31 +25,25 @@ from carvana.models.encoder import create_encoder
 from carvana.training.fold import train_fold
 from carvana.training.learner import build_learner
 from carvana.training.run import Budget, kept_plan
-from carvana.training.split import Fold
 from carvana.training.state import load_state
 
 
 def train_ours(race: Race) -> Trained:
-    """The experiment, by the project's own training."""
-    planned, records = train_for(race.config, race.fold, race.minutes)
-    learner = build_learner(planned)
-    load_state(learner.accelerator, race.fold.folder / "state")
-    notes = {"epochs": [stage.train.epochs for stage in planned.stages]}
-    minutes = sum(record["train_seconds"] for record in records) / 60
-    return Trained(learner.ema.module, Fit.of(planned.data), minutes, count_photos(planned, records), notes)
-
-
-def train_for(config: Config, fold: Fold, minutes: float) -> tuple[Config, list[dict]]:
-    """Trains anew for minutes of training alone; the configuration with the epochs that fitted, and the log.
+    """The experiment, by the project's own training, of as many epochs as fit into the minutes of training alone.
 
     Raises InputError for photos without true masks, which no other contestant has.
     """
+    config, fold = race.config, race.fold
     if any(stage.data.pseudo or stage.data.soft for stage in config.stages):
         raise InputError(f"{config.name}: data.pseudo and data.soft are not compared here; src/train.py takes them")
-    budget = Budget(60 * minutes, training_only=True)
+    budget = Budget(60 * race.minutes, training_only=True)
     train_fold(config, fold, overwrite=True, budget=budget)
     planned = config.with_epochs(kept_plan(config, fold, budget)["epochs"])
-    return planned, read_records(fold.folder / "log.jsonl")
+    learner, records = build_learner(planned), read_records(fold.folder / "log.jsonl")
+    load_state(learner.accelerator, fold.folder / "state")
+    notes = {"epochs": [stage.train.epochs for stage in planned.stages]}
+    minutes = sum(record["train_seconds"] for record in records) / 60
+    return Trained(learner.ema.module, Fit.of(planned.data), minutes, count_photos(planned, records), notes)
 
 
 def count_photos(config: Config, records: list[dict]) -> int:

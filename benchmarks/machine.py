@@ -5,7 +5,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import library  # noqa: F401
 import torch
 
 from carvana.device import Device

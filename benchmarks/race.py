@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import library  # noqa: F401
 import pandas as pd
 from torch import nn
 
@@ -26,8 +25,8 @@ class Race:
     minutes: float  # of training: loading, forward, backward, optimizer
     config: Config  # ours; its encoder is smp's too
     device: Device
-    smp_size: Size = (512, 768)
-    smp_lr: float = 1e-3
+    smp_size: Size
+    smp_lr: float
 
 
 @dataclass

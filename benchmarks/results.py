@@ -4,8 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import library  # noqa: F401
-
 from carvana.config import differences
 from carvana.errors import InputError
 from carvana.log import say, write_json
@@ -22,5 +20,5 @@ def reuse(path: Path, settings: dict, overwrite: bool, compute: Callable[[], dic
     result = json.loads(path.read_text())
     if changed := differences(result["settings"], json.loads(json.dumps(settings))):  # tuples are lists there
         raise InputError(f"{path}: of other settings ({'; '.join(changed)}); --overwrite it or choose another --output")
-    say(f"{path}: result of commit {result['machine']['commit'][:7]} reused; --overwrite trains again")
+    say(f"{path}: result of commit {result['machine']['commit'][:7]} reused; --overwrite begins again")
     return result

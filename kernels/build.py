@@ -53,7 +53,10 @@ def build_train(
     numbers = parse_folds(folds, folds_file)
     settings = train_settings(experiment, numbers, list(overrides), tta, hours, together, budget, labels)
     title = title or f"carvana {slugify(experiment)} folds {folds.replace(',', ' ')}"
-    kernel = Kernel("train", title, owner, settings, True, internet, notebook, source, dataset, cars, folds_file)
+    kernel = Kernel(
+        "train", title, owner, settings, internet=internet, notebook=notebook, sources=source, datasets=dataset,
+        cars=cars, folds_file=folds_file,
+    )  # fmt: skip
     build(kernel, output, dirty)
 
 
@@ -71,7 +74,8 @@ def build_submit(
     number, count = parse_shard(shard)
     settings = submit_settings(experiments, (number, count), tta, threshold, hours, fold, labels)
     title = title or f"carvana {slugify(experiments[0])} shard {number} of {count}"
-    build(Kernel("submit", title, owner, settings, True, False, notebook, source, dataset, cars), output, dirty)
+    kernel = Kernel("submit", title, owner, settings, notebook=notebook, sources=source, datasets=dataset, cars=cars)
+    build(kernel, output, dirty)
 
 
 @app.command("merge")
@@ -80,7 +84,10 @@ def build_merge(
     notebook: NotebookOption = False, cars: CarsOption = None, dirty: DirtyOption = False, output: FolderOption = BUILD,
 ) -> None:  # fmt: skip
     """Joins shards to one submission; needs no GPU."""
-    build(Kernel("merge", title, owner, {"hours": 1.0}, False, False, notebook, source, dataset, cars), output, dirty)
+    kernel = Kernel(
+        "merge", title, owner, {"hours": 1.0}, gpu=False, notebook=notebook, sources=source, datasets=dataset, cars=cars
+    )
+    build(kernel, output, dirty)
 
 
 if __name__ == "__main__":

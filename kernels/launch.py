@@ -219,7 +219,7 @@ def wait(poll: PollOption = 60, logs: LogsOption = True) -> None:
     """Waits until no pushed session runs any more; pushes nothing."""
     ledger, client = Ledger(LEDGER), Client()
     with closing(LogStreams(logs)) as streams:
-        while refresh(ledger.entries, ledger, client):
+        while refresh(ledger, client):
             streams.follow(ledger.entries)
             time.sleep(poll)
     status()
@@ -230,7 +230,7 @@ def wait(poll: PollOption = 60, logs: LogsOption = True) -> None:
 def fetch() -> None:
     """Downloads the output of every session that has ended and was not fetched yet."""
     ledger, client = Ledger(LEDGER), Client()
-    refresh(ledger.entries, ledger, client)
+    refresh(ledger, client)
     for entry in ledger.entries:
         if entry.state == "complete":
             fetch_output(entry, ledger, client)

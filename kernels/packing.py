@@ -4,7 +4,6 @@ The same commit and settings give the same bytes.
 """
 
 import base64
-import hashlib
 import io
 import json
 import re
@@ -152,11 +151,9 @@ def render(kernel: Kernel, commit: str, packed: bytes) -> str:
     """The text of a script or notebook: the kernel's title, the cells of unpack.py, the kernel's other cells."""
     facts = {"gpu": kernel.gpu, "internet": kernel.internet, "cars": kernel.cars is not None}
     settings = {"kernel": kernel.kind, **kernel.settings, **facts}
-    values = {"SETTINGS": settings, "COMMIT": commit, "DIGEST": hashlib.sha256(packed).hexdigest()}
     unpack = (HERE / "unpack.py").read_text()
-    for name, value in values.items():
+    for name, value in {"SETTINGS": settings, "COMMIT": commit, "PACKED": base64.b85encode(packed).decode()}.items():
         unpack = unpack.replace(f"{name} = ...", f"{name} = {value!r}")
-    unpack = unpack.replace("PACKED = ...", f'PACKED = "{base64.b85encode(packed).decode()}"')
     title, *steps = split_cells((HERE / kernel.kind / "kernel.py").read_text())
     cells = [title, *split_cells(unpack), *steps]
     return as_notebook(cells) if kernel.notebook else "\n\n".join(cells) + "\n"

@@ -1,6 +1,6 @@
 """What the kernels share on Kaggle: mounted sources, scripts side by side, one clock, a summary.
 
-Packed beside `src/` by build.py. Standard library only; the scripts of `src/` do the work, in processes of their own.
+Packed beside `src/` by packing.py. Standard library only; the scripts of `src/` do the work, in processes of their own.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ AGAIN = "a source that was just attached can be empty on the first run: run agai
 
 
 class Session:
-    """One run of a kernel, from `settings` that build.py has checked. `code` holds the unpacked `src/`."""
+    """One run of a kernel, from `settings` that settings.py has checked. `code` holds the unpacked `src/`."""
 
-    def __init__(self, settings: dict, code: Path, commit: str, digest: str):
+    def __init__(self, settings: dict, code: Path, commit: str):
         self.started = time.monotonic()
         self.settings, self.code = settings, code
         self.input, self.working = ROOT / "input", ROOT / "working"
-        self.status = {"kernel": settings["kernel"], "commit": commit, "digest": digest, "faults": []}
+        self.status = {"kernel": settings["kernel"], "commit": commit, "faults": []}
         self.scratch = code.parent / "scratch"
         self.scratch.mkdir(exist_ok=True)
         self.working.mkdir(parents=True, exist_ok=True)
@@ -193,8 +193,8 @@ class Session:
             temporary.rename(self.working / "status.json")
         except OSError as error:
             self.fault(f"{self.working}: {error}")
-        unfinished = "failed" if self.status["faults"] else "not finished: attach this output and run again to continue"
-        print(f"{self.status['minutes']} minutes, {'finished' if self.status['finished'] else unfinished}", flush=True)
+        how = "finished" if finished else "not finished: attach this output and run again to continue"
+        print(f"{self.status['minutes']} minutes, {'failed' if self.status['faults'] else how}", flush=True)
         if self.status["faults"]:
             sys.exit(0 if self.status.get("files") and (self.working / "status.json").exists() else 1)
 

@@ -32,7 +32,7 @@ class Driver:
     retry: bool
     logs: bool
     run: bool
-    client: Client = field(default_factory=lambda: Client())
+    client: Client = field(default_factory=Client)
 
     def build(self, entry: Entry) -> tuple[str, Path]:
         """The kernel's id and folder. No other push has its name, so its status tells whether it arrived."""
@@ -73,7 +73,7 @@ def drive(ledger: Ledger, job: str, driver: Driver) -> bool:
     asked = not driver.options.get("gpu", True)
     with closing(LogStreams(driver.logs)) as logs:
         while True:
-            running = refresh(ledger.entries, ledger, driver.client)
+            running = refresh(ledger, driver.client)
             for entry in ledger.of(job):
                 if entry.state == "complete":
                     fetch_output(entry, ledger, driver.client)
@@ -87,7 +87,7 @@ def drive(ledger: Ledger, job: str, driver: Driver) -> bool:
                 break
             logs.follow(ledger.of(job))
             time.sleep(driver.poll)
-    if failed := failed_parts(ledger, job):
+    if failed := [entry for entry in ledger.last_rounds(job) if entry.state == "failed"]:
         faults = "; ".join(f"{entry.name}: {', '.join(entry.faults)}" for entry in failed)
         raise InputError(f"{faults}. Logs are in {output_of(failed[0])}; --retry pushes it again")
     return True
@@ -101,10 +101,6 @@ def save_kernels(ledger: Ledger, job: str, driver: Driver) -> None:
             driver.push(entry, folder)
             print(f"{entry.name}: saved, not run: https://www.kaggle.com/code/{entry.kernel}", flush=True)
             entry.replan()
-
-
-def failed_parts(ledger: Ledger, job: str) -> list[Entry]:
-    return [entry for entry in ledger.last_rounds(job) if entry.state == "failed"]
 
 
 def push(entry: Entry, ledger: Ledger, driver: Driver) -> int:
@@ -135,10 +131,10 @@ def push(entry: Entry, ledger: Ledger, driver: Driver) -> int:
     return 1
 
 
-def refresh(entries: list[Entry], ledger: Ledger, client: Client) -> int:
+def refresh(ledger: Ledger, client: Client) -> int:
     """Asks Kaggle for the status of what was pushed; how many sessions still run."""
     running = 0
-    for entry in entries:
+    for entry in ledger.entries:
         if entry.state not in ("pushing", "running"):
             continue
         status = client.status(entry.kernel)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from carvana.log import say
 
-PACKED = Path(__file__).resolve().parents[2] / "COMMIT"  # written by kernels/build.py: its code has no repository
+PACKED = Path(__file__).resolve().parents[2] / "COMMIT"  # written by kernels/packing.py: its code has no repository
 LIBRARIES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "accelerate", "numpy")
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, run_script
-from safetensors.torch import load_file
 
 from carvana.config import ModelConfig
 from carvana.data.images import open_test, open_train
@@ -73,7 +72,7 @@ def test_time_to_dice_trains_each_contestant_once(small, demo, tmp_path, capsys,
 
     time_to_dice.main(**small, minutes="0.02")
     again = capsys.readouterr()
-    assert again.err.count("reused; --overwrite trains again") == len(names)
+    assert again.err.count("reused; --overwrite begins again") == len(names)
     assert again.out == table
     small |= {"contestants": "pytorch_unet"}
     time_to_dice.main(**small, minutes="0.02,0.03")
@@ -91,38 +90,6 @@ def test_train_throughput_compares_the_loop_with_the_bare_step(small):
     assert "real loop over bare step, median of 2 rounds" in result.stdout
     assert "at least 0.9 wanted: " in result.stdout
     assert "float32 and channels_last over float32 and channels-first" in result.stdout
-
-
-def test_ablation_trains_each_seed_of_each_variant_once(small, demo, tmp_path, capsys):
-    import ablation
-
-    small |= {"folds_file": demo / "folds.csv", "output": tmp_path / "ablation", "minutes": 0.02}
-    ablation.main(**small, variants="no_ema,one_size")
-    printed = capsys.readouterr()
-    assert "one_size: is the base itself, left out" in printed.err
-    names = ["base-0", "base-1", "no_ema-0", "no_ema-1"]
-    results = [json.loads((tmp_path / "ablation" / f"{name}.json").read_text()) for name in names]
-    assert [result["settings"]["config"]["train"]["seed"] for result in results] == [0, 1, 0, 1]
-    far = [result["beyond_5px"] for result in results]
-    assert f"{sum(far[2:]) / 2:.5f} {sum(far[2:]) / 2 - sum(far[:2]) / 2:+.5f}\n" in printed.out
-    noise = ((far[0] - far[1]) ** 2 / 4 + (far[2] - far[3]) ** 2 / 4) ** 0.5  # of a difference of means of two
-    assert f"> 5 px: standard deviation {noise:.5f} between" in printed.out
-    ablation.main(**small, variants="no_ema,hard_targets", seeds=1)
-    printed = capsys.readouterr()
-    assert printed.err.count("reused") == 2
-    assert "noise: unknown" in printed.out
-    runs = [tmp_path / "ablation" / f"{name}-0" / "fold0" for name in ("base", "hard_targets")]
-    base, hard = (load_file(run / "best.safetensors") for run in runs)
-    assert not all(torch.equal(base[name], hard[name]) for name in base)
-
-
-def test_all_variants_of_the_shipped_experiment_are_valid():
-    from ablation import VARIANTS, build_variants, parse_variants
-
-    assert {"base", "linknet"} <= set(build_variants(list(VARIANTS), "unet_lite0", []))
-    assert parse_variants("no_ema,linknet") == ["base", "linknet", "no_ema"]
-    with pytest.raises(InputError, match="--variants bass: no bass; choose from all, base, "):
-        parse_variants("bass")
 
 
 def test_smps_encoder_is_ours_to_the_last_bit():

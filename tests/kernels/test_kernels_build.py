@@ -37,7 +37,7 @@ def test_a_script_holds_all_that_is_needed_and_is_the_same_each_time(tmp_path):
     sources = {path for suffix in ("py", "yaml", "html", "js") for path in ROOT.glob(f"src/**/*.{suffix}")}
     files = sources - {*ROOT.glob("src/demo/*")} | {ROOT / "folds" / "folds.csv", ROOT / "kernels" / "runtime.py"}
     contents = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in files}
-    inside = zipfile.ZipFile(io.BytesIO(base64.b85decode(re.search(r'PACKED = "(.+)"', script)[1])))
+    inside = zipfile.ZipFile(io.BytesIO(base64.b85decode(re.search(r"PACKED = .(.+).\n", script)[1])))
     packed = {name: inside.read(name) for name in inside.namelist()}
     assert packed.pop("COMMIT").decode().strip().removesuffix("-dirty") == packing.git("rev-parse", "HEAD")
     assert packed == contents

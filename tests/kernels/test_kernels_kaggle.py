@@ -217,7 +217,7 @@ def test_a_student_does_not_continue_its_teachers_network_of_all_cars(tmp_path, 
         (folder / "none").mkdir(parents=True)
         (folder / "none" / "log.jsonl").write_text("{}\n" * epochs)
     (teacher / "oof_soft.zip").touch()
-    session = runtime.Session({"kernel": "train"}, tmp_path / "code", "", "")
+    session = runtime.Session({"kernel": "train"}, tmp_path / "code", "")
     assert session.find_folds(["demo"]) == {("demo", "none"): teacher / "none"}
     teachers = [file.parent for file in session.find_soft()]
     assert session.find_folds(["demo"], teachers) == {("demo", "none"): student / "none"}
@@ -229,7 +229,7 @@ def test_of_states_with_as_many_epochs_the_finished_one_is_taken(tmp_path, monke
     for name, fold in folds.items():
         write_json(fold / "end.json", {"finished": name == "b"})
         (fold / "log.jsonl").write_text("{}\n")
-    session = runtime.Session({"kernel": "train"}, tmp_path / "code", "", "")
+    session = runtime.Session({"kernel": "train"}, tmp_path / "code", "")
     assert session.find_folds(["demo"]) == {("demo", "fold0"): folds["b"]}
 
 
@@ -719,7 +719,7 @@ def test_a_session_without_its_gpu_ends_at_its_start(tmp_path, monkeypatch, caps
     monkeypatch.setattr(runtime, "KAGGLE", None if rehearsed else tmp_path)
     monkeypatch.setattr(runtime.Session, "gpus", 0)
     for gpu in (False, True):
-        session = runtime.Session({"kernel": "train", "gpu": gpu}, tmp_path / "code", "", "")
+        session = runtime.Session({"kernel": "train", "gpu": gpu}, tmp_path / "code", "")
         with contextlib.nullcontext() if rehearsed or not gpu else pytest.raises(SystemExit):
             session.check_gpus()
     assert ("no GPU in this session: verify" in capsys.readouterr().err) is not rehearsed
@@ -730,7 +730,7 @@ def test_a_gpu_that_pytorch_cannot_use_ends_the_kernel_at_its_start(tmp_path, mo
     monkeypatch.setattr(runtime, "ROOT", tmp_path)
     monkeypatch.setattr(runtime, "subprocess", SimpleNamespace(run=lambda *_, **__: Result(0, f"{card}\n{card}\n", "")))
     monkeypatch.setattr(runtime.Session, "gpus", 2)
-    session = runtime.Session({"kernel": "train", "hours": 1}, tmp_path / "code", "c0ffee", "d1")
+    session = runtime.Session({"kernel": "train", "hours": 1}, tmp_path / "code", "c0ffee")
     with contextlib.nullcontext() if fits else pytest.raises(SystemExit):
         session.check_gpus()
     fault = "error: Tesla P100-PCIE-16GB has compute capability 6.0, and PyTorch needs 7.0 or more: push again"
@@ -762,7 +762,7 @@ def test_a_source_that_is_mounted_empty_ends_the_kernel(tmp_path, monkeypatch, c
         write_json(tmp_path / place / "status.json", {})
     (tmp_path / "input" / "notebooks" / "alice" / "three").mkdir()
     for sources in (["one", "two"], ["one", "two", "three"]):
-        session = runtime.Session({"kernel": "submit", "sources": sources}, tmp_path / "code", "", "")
+        session = runtime.Session({"kernel": "submit", "sources": sources}, tmp_path / "code", "")
         with contextlib.nullcontext() if len(sources) == 2 else pytest.raises(SystemExit):
             session.check_sources()
     assert capsys.readouterr().err.endswith("input: no status.json of three; " + runtime.AGAIN + "\n")
@@ -867,7 +867,7 @@ def test_scripts_side_by_side_have_a_gpu_each(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "subprocess", SimpleNamespace(Popen=start, PIPE=None, STDOUT=None))
     monkeypatch.setattr(runtime.Session, "gpus", 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    session = runtime.Session({"kernel": "train", "hours": 1}, tmp_path / "code", "c0ffee", "d1")
+    session = runtime.Session({"kernel": "train", "hours": 1}, tmp_path / "code", "c0ffee")
     assert session.run_side_by_side("train.py", {f"fold {number}": [number] for number in range(3)}) == [0, 1, 2]
     session.run_script("train.py", 9, processes=2)
     assert calls == {"0": ("0", False), "1": ("1", False), "2": ("0", False), "9": (None, True)}

@@ -29,7 +29,7 @@ from carvana.models import build_model
 from carvana.models.checkpoint import save_checkpoint
 from carvana.pages.labelled import draw_label, read_labelled
 from carvana.pages.pictures import BLUE, RED
-from carvana.pages.report import read_chosen
+from carvana.pages.report import read_choice
 from carvana.pages.studios import find_studios
 from carvana.pages.survey import BANDS, survey
 from carvana.prediction.ensemble import Choice, write_ensemble
@@ -174,13 +174,13 @@ def test_the_worst_photos_are_drawn_with_their_errors(demo, runs):
 
 
 def test_an_ensemble_whose_networks_are_others_now_is_not_shown(runs, tmp_path, capsys):
-    assert read_chosen(tmp_path) is None
+    assert read_choice(tmp_path) is None
     choice, paths = Choice(experiments={"near": 1.0}), {0: {"near": runs / "near" / "fold0" / "best.safetensors"}}
     write_ensemble(tmp_path / "ensemble.json", choice, paths, {"dice": 0.9})
-    assert read_chosen(tmp_path) is None
+    assert read_choice(tmp_path) is None
     assert "note: not shown: " in capsys.readouterr().err
     shutil.copytree(runs / "near", tmp_path / "near")
-    assert read_chosen(tmp_path)["dice"] == 0.9
+    assert read_choice(tmp_path) == choice
 
 
 def test_an_experiment_without_evaluation_and_photos_that_are_gone_are_named(demo, runs, labels, tmp_path):

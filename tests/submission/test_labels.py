@@ -85,7 +85,7 @@ def test_a_manifest_says_who_labelled_and_from_which_cars_they_have_learnt(made)
     assert manifest["checkpoints"]["two"].keys() == {"0", "1"}
 
 
-@pytest.mark.parametrize("moment", range(1, 13, 2))
+@pytest.mark.parametrize("moment", [1, 2, 5, 6, 9, 10, 11])
 def test_labels_of_a_killed_command_are_whole_or_not_there_and_continue_to_the_same_bytes(
     made, command, tmp_path, moment, monkeypatch
 ):
@@ -157,29 +157,6 @@ def test_soft_masks_are_the_probabilities_of_all_networks_and_views(softly, made
     for prediction in predictor.predict(photos, photos.image_ids):
         expected = decode_soft(encode_soft(prediction.probs), SIZE)
         assert abs(masks.mask(prediction.image_id).astype(int) - expected).max() <= 1
-
-
-@pytest.mark.parametrize("moment", [2, 6, 10, 11])
-def test_soft_masks_of_a_killed_command_continue_to_the_same_bytes(softly, command, tmp_path, moment, monkeypatch):
-    """Before the 1st or 3rd block's soft masks, the joined ones, or their manifest appear."""
-    rename, renamed = os.replace, []
-
-    def replace(source, target):
-        if len(renamed) == moment:
-            raise BaseException("killed")  # what no `except` of the code catches
-        rename(source, renamed.append(target) or target)
-
-    command = [*command, "two", "wide", "--output", tmp_path / "x.csv", "--soft", tmp_path / "soft.zip"]
-    monkeypatch.setattr("os.replace", replace)
-    with pytest.raises(BaseException, match="killed"):
-        run_script(*command)
-    monkeypatch.undo()
-    assert (tmp_path / "soft.zip").exists() == (moment > 10)
-    assert not (tmp_path / "x.csv").exists()
-    run_script(*command)
-    for name in ("x.csv", "x.csv.json", "soft.zip", "soft.zip.json"):
-        assert (tmp_path / name).read_bytes() == (softly / name).read_bytes()
-    assert len(os.listdir(tmp_path)) == 4
 
 
 def test_photos_without_a_sample_can_be_labelled_only(demo, command, tmp_path):

@@ -15,7 +15,7 @@ from carvana.evaluation.comparison import compare
 from carvana.evaluation.oof import Oof
 from carvana.evaluation.summary import read_current_oof
 from carvana.evaluation.trained import find_checkpoints, unscored_line
-from carvana.log import progress, read_json, read_records, say
+from carvana.log import progress, read_records, say
 from carvana.models.checkpoint import read_facts
 from carvana.pages import charts
 from carvana.pages.labelled import Labelled, describe_labels
@@ -23,7 +23,7 @@ from carvana.pages.page import embed, write_page
 from carvana.pages.pictures import densest, mark_errors, shrink
 from carvana.pages.studios import OTHERS, find_studios
 from carvana.pages.survey import BANDS, Survey, survey
-from carvana.prediction.ensemble import read_ensemble
+from carvana.prediction.ensemble import Choice, read_ensemble
 from carvana.submission.journal import read_journal
 
 THUMBNAIL, QUALITY = 240, 55  # pixels wide; of the large pictures' WebP
@@ -44,7 +44,7 @@ def write_report(
     summary, oof = evaluated[0]
     if absent := sorted(set(oof.table["image_id"]) - set(photos.image_ids)):
         raise InputError(f"{folders[0] / 'oof.csv'}: {absent[0]} is not among the photos; give --input they lie in")
-    settings, chosen = compare_settings(folders), read_chosen(folders[0].parent)
+    settings, choice = compare_settings(folders), read_choice(folders[0].parent)
     sources = [photos.select(oof.table["car"]), *([labelled.photos] if labelled else [])]
     studios, overview = find_studios(sources), survey(photos, oof)
     shown = choose_photos(oof.table, worst, sample)
@@ -59,7 +59,7 @@ def write_report(
         side=SIDE,
         training=draw_training(folders[0]),
         thresholds=draw_thresholds([facts for facts, _ in evaluated]),
-        ensemble=chosen,
+        ensemble=choice,
         labels=describe_labels(labelled, studios) if labelled else None,
         settings=settings,
         unscored=list(filter(None, map(unscored_line, folders))),
@@ -74,16 +74,15 @@ def compare_experiment(summary: dict, oof: Oof, first: Oof, records: list[dict])
     return {"summary": summary, "comparison": comparison, "submissions": submissions}
 
 
-def read_chosen(runs: Path) -> dict | None:
+def read_choice(runs: Path) -> Choice | None:
     """What choose_ensemble.py has chosen; None if nothing, or if it cannot be used any more, which a note says."""
     path = runs / "ensemble.json"
     if not path.exists():
         return None
     try:
-        read_ensemble(path, runs)
+        return read_ensemble(path, runs)[0]
     except InputError as error:
         return say(f"note: not shown: {error}")
-    return read_json(path, "run src/choose_ensemble.py again")
 
 
 def choose_photos(table: pd.DataFrame, worst: int, sample: int) -> list[str]:
