@@ -15,6 +15,7 @@ from carvana.command import (
     FOLDS,
     BudgetOption,
     CarsOption,
+    FoldsOption,
     NetworksOption,
     OverridesOption,
     ThresholdOption,
@@ -31,7 +32,7 @@ DatasetOption = Annotated[list[str], typer.Option("--dataset", help="owner/slug 
 HoursOption = Annotated[float, typer.Option("--hours", min=0.001, max=12, help="Stop before so many hours.")]
 InternetOption = Annotated[bool, typer.Option("--internet", help="Take encoder weights from timm's hub.")]
 NotebookOption = Annotated[bool, typer.Option("--notebook", help="A notebook to read instead of a script.")]
-FoldsFileOption = Annotated[Path, typer.Option("--folds-file", help="Table of folds: car,pixels,fold.")]
+FoldOption = Annotated[str, typer.Option("--fold", help="A number, 0,2, all, none (all cars) or all,none.")]
 DirtyOption = Annotated[bool, typer.Option("--dirty", help="Pack uncommitted changes; the kernel says so.")]
 TogetherOption = Annotated[bool, typer.Option("--together", help="Each fold on all GPUs, one after the other.")]
 LabelsOption = Annotated[str | None, typer.Option("--labels", help="Make labels too, to train on: hard or soft ones.")]
@@ -41,11 +42,11 @@ FolderOption = Annotated[Path, typer.Option("--output", help="Folder of the kern
 @app.command("train")
 def build_train(
     experiment: str, owner: OwnerOption,
-    folds: Annotated[str, typer.Option(help="0-4, 0,2 or none (all cars); two T4 train two at a time.")] = "0,1",
+    folds: FoldOption = "0,1",  # two T4 train two at a time
     overrides: OverridesOption = (), together: TogetherOption = False, tta: TtaOption = "hflip",
     hours: HoursOption = 11.5, title: TitleOption = None, source: SourceOption = (),
     dataset: DatasetOption = (), internet: InternetOption = False, notebook: NotebookOption = False,
-    cars: CarsOption = None, folds_file: FoldsFileOption = FOLDS, dirty: DirtyOption = False,
+    cars: CarsOption = None, folds_file: FoldsOption = FOLDS, dirty: DirtyOption = False,
     output: FolderOption = BUILD, budget: BudgetOption = None,
     labels: Annotated[bool, typer.Option("--labels", help="Train on the labels of a --source too.")] = False,
 ) -> None:  # fmt: skip

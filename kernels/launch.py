@@ -18,7 +18,7 @@ import outputs
 import typer
 from build import (
     DirtyOption,
-    FoldsFileOption,
+    FoldOption,
     HoursOption,
     InternetOption,
     LabelsOption,
@@ -41,6 +41,7 @@ from carvana.command import (
     RUNS,
     BudgetOption,
     CarsOption,
+    FoldsOption,
     NetworksOption,
     OverridesOption,
     RunsOption,
@@ -85,7 +86,6 @@ LogsOption = Annotated[bool, typer.Option("--logs/--no-logs", help="Print the lo
 NoRunOption = Annotated[bool, typer.Option("--no-run", help="Save the kernels on Kaggle without running them.")]
 AcceleratorOption = Annotated[str, typer.Option("--accelerator", help="Kaggle's name of the machine.")]
 SubmissionsOption = Annotated[Path, typer.Option("--submissions", help="Folder of the CSVs and their journal.")]
-FoldsOption = Annotated[str, typer.Option("--folds", help="0-4, 0,2, none (all cars) or 0-4,none.")]
 
 
 @app.command()
@@ -108,9 +108,9 @@ def weights(
 @push.command("train")
 @alone
 def push_train(
-    experiment: ExperimentOption, owner: OwnerOption, folds: FoldsOption = "0-4", overrides: OverridesOption = (),
+    experiment: ExperimentOption, owner: OwnerOption, folds: FoldOption = "all", overrides: OverridesOption = (),
     tta: TtaOption = "hflip", hours: HoursOption = 11.5, internet: InternetOption = False, cars: CarsOption = None,
-    folds_file: FoldsFileOption = FOLDS, dirty: DirtyOption = False, name: NameOption = None, poll: PollOption = 60,
+    folds_file: FoldsOption = FOLDS, dirty: DirtyOption = False, name: NameOption = None, poll: PollOption = 60,
     retry: RetryOption = False, logs: LogsOption = True, no_run: NoRunOption = False,
     accelerator: AcceleratorOption = ACCELERATOR, runs: RunsOption = RUNS, budget: BudgetOption = None,
     together: TogetherOption = False,
@@ -280,7 +280,7 @@ def submit(
 
 @app.command()
 def plan(
-    experiment: ExperimentOption, folds: FoldsOption = "0-4", overrides: OverridesOption = (),
+    experiment: ExperimentOption, folds: FoldOption = "all", overrides: OverridesOption = (),
     shards: Annotated[int, typer.Option(min=1, help="Sessions that share the 100,064 photos.")] = 4,
     budget: BudgetOption = None, tta: TtaOption = "hflip",
     student: Annotated[str | None, typer.Option(help="Experiment of a network that learns from their labels.")] = None,
@@ -330,7 +330,7 @@ def trained_networks(
         raise InputError(f"{experiment}: {alone}; give --fold none --threshold 0.5")
     networks = {str(number) for entry in trained for number in entry.settings["folds"]} | {"all"}
     if fold and (missing := {part.strip() for part in fold.split(",")} - networks):
-        raise InputError(f"--fold {fold}: fold {min(missing)} is not trained; `push train {training} --folds` does it")
+        raise InputError(f"--fold {fold}: fold {min(missing)} is not trained; `push train {training} --fold` does it")
     return [entry.kernel for entry in trained]
 
 
@@ -350,7 +350,7 @@ def teaching_sessions(ledger: Ledger, name: str, folds: list[int | str]) -> list
     allowed = {"none", *networks} if len(networks) == 1 and networks[0].isdecimal() else {"none"}
     if leaking := {*map(str, folds)} - allowed:
         reason = f"its networks have seen the cars that fold {min(leaking)} is validated on"
-        raise InputError(f"--labels-of {name}: {reason}; give --folds {' or '.join(sorted(allowed, reverse=True))}")
+        raise InputError(f"--labels-of {name}: {reason}; give --fold {' or '.join(sorted(allowed, reverse=True))}")
     soft = shards[0].settings["labels"] == "soft" and folds == ["none"]
     return [last[0].kernel, *(entry.kernel for entry in trained if soft)]
 

@@ -1,6 +1,5 @@
 """The settings of a kernel, checked before anything is sent to Kaggle."""
 
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -52,18 +51,14 @@ def encoder_of(experiment: str, overrides: list[str]) -> str | None:
 
 
 def parse_folds(text: str, table: Path = FOLDS) -> list[int | str]:
-    """`0-4`, `0,2` or `3`, of the table's; `none`, all cars, may stand beside them."""
-    folds = []
-    for part in map(str.strip, text.split(",")):
-        match = re.fullmatch(r"(\d)(?:-(\d))?", part)
-        if not match and part != "none":
-            raise InputError(f"--folds {text}: give 0-4, 0,2, 3, or none (all cars), joined by commas")
-        folds += range(int(match[1]), int(match[2] or match[1]) + 1) if match else [part]
-    if not folds or len(set(folds)) != len(folds):
-        raise InputError(f"--folds {text}: give each fold once")
-    if absent := {*folds} - {"none", *cars_by_fold(table)}:
-        raise InputError(f"--folds {text}: {table} has no fold {min(absent)}")
-    return folds
+    """As scripts read `--fold`: numbers of the table's, `all` of them, or `none` (all cars), joined by commas."""
+    from carvana.data import folds  # with pandas and OpenCV, which takes a second
+
+    numbers = cars_by_fold(table).keys()
+    wanted = folds.parse_folds(text, numbers)
+    if absent := {*wanted} - {None, *numbers}:
+        raise InputError(f"--fold {text}: {table} has no fold {min(absent)}")
+    return ["none" if fold is None else fold for fold in wanted]
 
 
 def cars_by_fold(table: Path) -> Counter:

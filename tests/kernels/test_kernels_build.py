@@ -91,7 +91,7 @@ def test_uncommitted_changes_are_refused_or_stamped(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ("submit demo --shard 3/2", "--shard 3/2: give i/n with i from 1 to n, such as 1/3"),
-        ("train demo --folds 0-", "--folds 0-: give 0-4, 0,2, 3, or none (all cars)"),
+        ("train demo --fold 0-", "--fold 0-: give a number, several as 0,1, "),
         ("submit demo --labels sure", "--labels sure: give hard or soft"),
         ("submit demo --fold 0-2", "--fold 0-2: give a number, several as 0,1, "),
         ("train unet", "no such experiment; choose from demo, "),

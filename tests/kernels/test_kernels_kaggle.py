@@ -123,7 +123,7 @@ def season(demo, mounts, tmp_path_factory) -> SimpleNamespace:
     files = {"submissions": root / "submissions"}
     with connected(root, execute) as server:
         for _ in range(2):  # given again, nothing is pushed twice
-            push_train(root, folds="0-1", cars=cars, folds_file=folds_file)
+            push_train(root, folds="0,1", cars=cars, folds_file=folds_file)
         for _ in range(2):
             launch.push_submit("demo", "alice", shards=3, tta="none", dirty=True, poll=0, **files)
         files["runs"], server.submissions_left = root / "runs", 0
@@ -256,7 +256,7 @@ def test_a_student_of_the_ensemble_is_trained_on_both_gpus_and_submitted(season,
         with pytest.raises(InputError, match="--labels-of labels: no `push submit --labels` under this name has ended"):
             push_train(tmp_path, **student)
         launch.push_submit("demo", "alice", shards=2, name="labels", labels="soft", **shared)  # by the folds of `demo`
-        with pytest.raises(InputError, match=r"the cars that fold 0 is validated on; give --folds none$"):
+        with pytest.raises(InputError, match=r"the cars that fold 0 is validated on; give --fold none$"):
             push_train(tmp_path, **student | {"folds": "none,0"})
         push_train(tmp_path, **student)
         with pytest.raises(InputError, match="and no fold to choose a threshold; give --fold none --thr"):
@@ -303,7 +303,7 @@ def test_labels_of_one_fold_are_for_that_fold_and_for_all_cars(tmp_path, fold):
         Entry("submit demo", "shard 1 of 1", {"labels": "hard", "fold": fold}, ["alice/a"], "done", "alice/b"),
     ]
     assert launch.teaching_sessions(ledger, "demo", [1, "none"]) == ["alice/b"]
-    with pytest.raises(InputError, match=r"the cars that fold 0 is validated on; give --folds none or 1$"):
+    with pytest.raises(InputError, match=r"the cars that fold 0 is validated on; give --fold none or 1$"):
         launch.teaching_sessions(ledger, "demo", [0, 1])
 
 
@@ -363,12 +363,12 @@ def test_one_command_at_a_time_writes_the_ledger(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"folds": "0-5"}, r"--folds 0-5: .*folds\.csv has no fold 5"), ({"tta": "vflip"}, "no view is named vflip"),
+    ({"folds": "0,5"}, r"--fold 0,5: .*folds\.csv has no fold 5"), ({"tta": "vflip"}, "no view is named vflip"),
 ])  # fmt: skip
 def test_a_slip_is_refused_before_hours_are_spent(tmp_path, monkeypatch, changes, message):
     monkeypatch.setattr(launch, "LEDGER", tmp_path / "launch.json")
     with pytest.raises(InputError, match=message):
-        launch.push_train("demo", "alice", **{"folds": "0-4"} | changes)
+        launch.push_train("demo", "alice", **{"folds": "all"} | changes)
     assert not (tmp_path / "launch.json").exists()
 
 
@@ -493,9 +493,9 @@ def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, mo
     launch.push_submit("demo", "alice", shards=2)
     with pytest.raises(InputError, match="submit demo, shard 1 of 2: was begun so; give --shards 2"):
         launch.push_submit("demo", "alice", shards=4)
-    with pytest.raises(InputError, match="fold 4 is not trained; `push train --experiment demo --folds` does it"):
+    with pytest.raises(InputError, match="fold 4 is not trained; `push train --experiment demo --fold` does it"):
         launch.push_submit("demo", "alice", name="another", fold="4,none")
-    push_train(tmp_path, folds="0-4,none")
+    push_train(tmp_path, folds="all,none")
     ledger = Ledger(tmp_path / "launch.json")
     assert [entry.part for entry in ledger.of("submit demo")] == ["shard 1 of 2", "shard 2 of 2"]
     ledger.last_rounds("train demo")[-1].state = "done"
@@ -670,7 +670,7 @@ def test_the_plan_of_a_chain_is_held_against_the_quota(server, tmp_path, capsys,
     monkeypatch.setattr(launch, "GPUS", 2)
     monkeypatch.setattr(estimates, "computed_hours", lambda *_: ({0: 7.0, "none": 8.0}, 10.0))
     server.hours_left, settings = 5, ["train.epochs=2", "data.pseudo_share=3"]
-    launch.plan("demo", folds="0-1", overrides=settings, student="demo", shards=3)
+    launch.plan("demo", folds="0,1", overrides=settings, student="demo", shards=3)
     *steps, total, _ = capsys.readouterr().out.splitlines()
     folds = pd.read_csv(packing.FOLDS)["fold"]
     trained = max(2 * 16 * (sum(folds != fold) / 2 + sum(folds == fold) / 15) for fold in (0, 1))  # seconds
