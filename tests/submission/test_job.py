@@ -174,6 +174,17 @@ def test_blocks_of_another_prediction_are_refused_unless_overwritten(slow, comma
     assert read_manifest(manifest_path(output)).threshold == 0.5
 
 
+def test_the_same_command_does_not_predict_again_what_is_there(command, output, whole):
+    run_script(*command, output)
+    before = os.stat(output)
+    again = run_script(*command, output)
+    assert again.stdout == f"{output}: 16 rows, checked; it was predicted before, --overwrite predicts it anew\n"
+    assert (os.stat(output), sorted(os.listdir(output.parent))) == (before, ["x.csv", "x.csv.json"])
+    output.write_bytes(whole[:-9])  # not as it was written
+    run_script(*command, output)
+    assert output.read_bytes() == whole
+
+
 def test_what_a_shard_has_left_is_not_lost_to_another_and_what_a_killed_one_has_left_is_removed(command, output):
     labels, unfinished = (output.with_name(name) for name in ("l.csv", ".l.csv.7.tmp"))
     unfinished.touch()

@@ -124,25 +124,36 @@ class Blocks:
                 raise InputError(f"{path}: damaged; remove it and give the same command again")
             yield from rows
 
-    def begin(self, overwrite: bool) -> list[int]:
-        """The blocks that are missing. Removes what a killed process left of the files that it was joining.
+    def begin(self, overwrite: bool) -> list[int] | None:
+        """The blocks that are missing; None if all files of this prediction are there, as they were written.
 
-        Unless earlier ones are to be overwritten, raises InputError as `check` does, or if a file of another shard
-        or of other networks is where one of this prediction would be.
+        Removes what a killed process left of the files that it was joining. Unless earlier ones are to be overwritten,
+        raises InputError as `check` does, or if a file of another shard or of other networks is where one of this
+        prediction would be.
         """
         self.clear() if overwrite else self.check()
-        begun = (self.folder / "manifest.json").exists()  # with --overwrite, if finished files are there
-        files = [path for path in (self.output, *self.beside.values()) if path.exists()]
-        for path in [] if overwrite or begun else [file for file in files if manifest_path(file).exists()]:
-            if difference := find_difference(self.manifest, read_manifest(manifest_path(path)), ("shard", *PREDICTION)):
-                raise InputError(f"{path}: finished, with {difference}; remove it, or give another name or --overwrite")
         for path in self.beside.values():
             for unfinished in path.parent.glob(f".{escape(path.name)}.*.tmp"):
                 unfinished.unlink()
+        if not overwrite and not (self.folder / "manifest.json").exists() and self._finished():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return None
         missing = self.missing()
         if len(missing) < len(self):
             say(f"{self.folder}: {len(self) - len(missing)} of {len(self)} blocks are there already")
         return missing
+
+    def _finished(self) -> bool:
+        paths = [
+            path for path in (self.output, *self.beside.values()) if path.exists() and manifest_path(path).exists()
+        ]
+        manifests = [read_manifest(manifest_path(path)) for path in paths]
+        for path, manifest in zip(paths, manifests, strict=True):
+            if difference := find_difference(self.manifest, manifest, ("shard", *PREDICTION)):
+                raise InputError(f"{path}: finished, with {difference}; remove it, or give another name or --overwrite")
+        return list(map(file_digest, paths)) == [manifest.digest for manifest in manifests] and len(paths) == len(
+            self.kinds
+        )
 
     def fill(self, claimed: list[int], rows: Iterator[Rows], end: float) -> float:
         """Writes blocks until one more, or the joining of all, might not be done at `end`; returns the seconds taken.

@@ -142,6 +142,8 @@ def predict_blocks(job: Job, devices: list[Device], blocks: Blocks, overwrite: b
     """
     with alone_in(blocks.folder):
         missing = blocks.begin(overwrite)
+        if missing is None:
+            return "it was predicted before, --overwrite predicts it anew"
         shares = [share(missing, number, len(devices)) for number in range(len(devices))]
         jobs = [replace(job, device=device) for device in devices]
         calls = [(job, blocks, claimed, end) for job, claimed in zip(jobs, shares, strict=True) if claimed]
