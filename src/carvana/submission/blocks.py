@@ -144,16 +144,13 @@ class Blocks:
         return missing
 
     def _finished(self) -> bool:
-        paths = [
-            path for path in (self.output, *self.beside.values()) if path.exists() and manifest_path(path).exists()
-        ]
-        manifests = [read_manifest(manifest_path(path)) for path in paths]
-        for path, manifest in zip(paths, manifests, strict=True):
+        files = [self.output, *self.beside.values()]
+        written = [path for path in files if path.exists() and manifest_path(path).exists()]
+        manifests = {path: read_manifest(manifest_path(path)) for path in written}
+        for path, manifest in manifests.items():
             if difference := find_difference(self.manifest, manifest, ("shard", *PREDICTION)):
                 raise InputError(f"{path}: finished, with {difference}; remove it, or give another name or --overwrite")
-        return list(map(file_digest, paths)) == [manifest.digest for manifest in manifests] and len(paths) == len(
-            self.kinds
-        )
+        return written == files and all(file_digest(path) == manifests[path].digest for path in files)
 
     def fill(self, claimed: list[int], rows: Iterator[Rows], end: float) -> float:
         """Writes blocks until one more, or the joining of all, might not be done at `end`; returns the seconds taken.
