@@ -33,7 +33,7 @@ from carvana.training.batches import train_loader
 from carvana.training.dry_run import T4_FLOPS
 from carvana.training.learner import build_learner
 
-FOR_CPUS = {"demo", "vanilla_unet"}
+FOR_CPUS = {"demo", "vanilla_unet", "unet_lite2"}
 SHIPPED = sorted({path.stem for path in command.EXPERIMENTS.glob("*.yaml")} - FOR_CPUS)
 KAGGLE_CORES = 4
 TRAIN_PHOTOS = 318 * 16 * 4 // 5  # of a fold

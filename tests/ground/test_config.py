@@ -16,7 +16,7 @@ from carvana.experiment import load_experiment
 from carvana.models import build_model
 from carvana.training.footprint import GIB, OVERHEAD, T4, Footprint
 
-FOR_A_CPU = {"demo", "unet_lite0", "vanilla_unet"}
+FOR_A_CPU = {"demo", "unet_lite0", "unet_lite2", "vanilla_unet"}
 FIGURE = re.compile(r"^# Fits a T4 \(([\d.]+) GiB\): one step takes ([\d.]+) GiB in fp16", re.MULTILINE)
 STAGED = Config(
     name="x", data={"size": [512, 768], "augmentation": "none"}, loss={"bce": 1}, train={"epochs": 2, "batch_size": 4},
