@@ -86,6 +86,33 @@ def _after_forward(network: Network, _inputs: tuple, logits: torch.Tensor) -> No
         logits.register_hook(hold_statistics)
 
 
+def _allow_checkpointing(encoder: nn.Module, name: str) -> None:
+    try:
+        switch_checkpointing(encoder, True)
+    except AssertionError:  # HRNet's
+        raise InputError(f"model.grad_checkpointing: {name} cannot do it; set it to false") from None
+    for child in encoder.children():
+        if getattr(child, "inplace", False):
+            child.inplace = False  # timm before 1.0.31 checkpoints it, which must not overwrite its input
+
+
+def _freeze(encoder: nn.Module, config: ModelConfig) -> list[nn.Module]:
+    """Stops the gradients of what the configuration freezes; gives the parts, whose statistics stand still as well."""
+    parts, count = encoder_parts(encoder), config.frozen_parts
+    for name in ("frozen_parts", "frozen_depthwise"):
+        if (value := getattr(config, name)) and not config.pretrained:
+            raise InputError(f"model.{name}={value}: without model.pretrained they would stay random")
+    if count >= len(parts):
+        raise InputError(f"model.frozen_parts={count}: {config.encoder} has {len(parts)}, the last must be trained")
+    if config.frozen_depthwise:
+        depthwise = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
+        if not depthwise:
+            raise InputError(f"model.frozen_depthwise: {config.encoder} has no such convolution; set it to false")
+        for conv in depthwise:
+            conv.requires_grad_(False)
+    return [part.requires_grad_(False) for part in parts[:count]]
+
+
 class EncoderDecoder(Network):
     """An encoder of levels at strides s1 < ... < sn (from timm's `feature_info`); subclasses add decoder and head.
 
@@ -103,27 +130,10 @@ class EncoderDecoder(Network):
     def __init__(self, config: ModelConfig, pretrained: bool):
         super().__init__(config.grad_checkpointing)
         self.encoder = encoder = create_encoder(config.encoder, config.pretrained and pretrained, config.weights)
-        try:
-            switch_checkpointing(encoder, config.grad_checkpointing)
-        except AssertionError:  # HRNet's
-            raise InputError(f"model.grad_checkpointing: {config.encoder} cannot do it; set it to false") from None
         self.mean, self.std = encoder.pretrained_cfg["mean"], encoder.pretrained_cfg["std"]
-        for child in encoder.children():
-            if config.grad_checkpointing and getattr(child, "inplace", False):
-                child.inplace = False  # timm before 1.0.31 checkpoints it, which must not overwrite its input
-        parts, count = encoder_parts(encoder), config.frozen_parts
-        for name in ("frozen_parts", "frozen_depthwise"):
-            if (value := getattr(config, name)) and not config.pretrained:
-                raise InputError(f"model.{name}={value}: without model.pretrained they would stay random")
-        if count >= len(parts):
-            raise InputError(f"model.frozen_parts={count}: {config.encoder} has {len(parts)}, the last must be trained")
-        self.frozen = [part.requires_grad_(False) for part in parts[:count]]
-        if config.frozen_depthwise:
-            depthwise = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
-            if not depthwise:
-                raise InputError(f"model.frozen_depthwise: {config.encoder} has no such convolution; set it to false")
-            for conv in depthwise:
-                conv.requires_grad_(False)
+        if config.grad_checkpointing:
+            _allow_checkpointing(encoder, config.encoder)
+        self.frozen = _freeze(encoder, config)
         levels = encoder.feature_info
         self.channels = dict(zip(levels.reduction(), levels.channels(), strict=True))  # of each stride, finest first
         self.multiple = max(self.channels)
