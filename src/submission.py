@@ -45,25 +45,15 @@ def merge(
     output: OutputOption, input_root: command.InputOption = command.INPUT, runs: command.RunsOption = command.RUNS,
     cars: command.CarsOption = None,
 ) -> None:  # fmt: skip
-    """Joins the parts of one prediction, in any order, after a check that they are one and whole."""
+    """Joins submissions, labels or soft masks of one prediction, in any order, if they are one and whole."""
+    from carvana.submission.blocks import ROWS
     from carvana.submission.journal import note_submission
     from carvana.submission.merge import merge_parts
 
-    rows = merge_parts(parts, output, input_root, cars)
-    if cars is None:
+    whole = merge_parts(parts, output, input_root, cars)
+    if whole.kind == ROWS and cars is None:
         note_submission(output, runs, command.command_line())
-    print(f"{output}: {rows} rows of {len(parts)} parts, checked")
-
-
-@app.command()
-def merge_labels(
-    parts: Annotated[list[Path], typer.Argument(help="Labels of make_submission.py --shard, beside their manifests.")],
-    output: OutputOption,
-) -> None:
-    """Joins labels, or soft masks, of the parts of one prediction, in any order, if they are one and whole."""
-    from carvana.submission import merge as joining
-
-    print(f"{output}: labels of {joining.merge_labels(parts, output)} photos, of {len(parts)} parts")
+    print(f"{output}: {whole.photos} {whole.kind} of {len(parts)} parts{', checked' * (whole.kind == ROWS)}")
 
 
 @app.command()

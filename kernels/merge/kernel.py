@@ -12,13 +12,11 @@ if not shards:
 output, overlays = session.working / "submission.csv.gz", session.working / "overlays.jpg"
 options = ["--input", data]
 cars = ["--cars", session.code / "cars.txt"] if SETTINGS["cars"] else []
-if session.run_script("submission.py", "merge", *shards, "--output", output, *options, *cars) != 0:
-    session.fail("the shards cannot be joined; kernel.log says why")
-for name, suffix in (("labels", ".csv.gz"), ("soft", ".zip")):
-    labels = session.find_all(f"{name}-*-of-*{suffix}")
-    join = ["submission.py", "merge-labels", *labels, "--output", session.working / f"{name}{suffix}"]
-    if labels and session.run_script(*join) != 0:
-        session.fail("the labels cannot be joined; kernel.log says why")
+labels, soft = session.find_all("labels-*-of-*.csv.gz"), session.find_all("soft-*-of-*.zip")
+for parts, name in ((shards, output.name), (labels, "labels.csv.gz"), (soft, "soft.zip")):
+    join = ["submission.py", "merge", *parts, "--output", session.working / name, *options, *cars]
+    if parts and session.run_script(*join) != 0:
+        session.fail(f"{name}: the shards cannot be joined; kernel.log says why")
 if session.run_script("draw.py", "overlays", output, "--output", overlays, *options) == 0:
     session.show(overlays)
 

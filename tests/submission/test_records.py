@@ -64,12 +64,12 @@ def refusal(parts, output="whole.csv") -> str:
 def test_parts_are_joined_in_any_order_and_format_from_any_machine_and_of_any_cars(tmp_path):
     whole, other = tmp_path / "whole.csv", {"device": "T4", "batch_size": 8, "commit": "x", "versions": {"torch": "2"}}
     parts = write_parts(tmp_path, (0, 8), (8, 20), (20, 32), second=other)
-    assert merge_parts(parts[::-1], whole, tmp_path / "input", None) == 32
+    assert merge_parts(parts[::-1], whole, tmp_path / "input", None).photos == 32
     assert whole.read_text() == "img,rle_mask\n" + "".join(f"{name},{rle}\n" for name, rle in ROWS)
     assert manifests.read_manifest(manifest_path(whole)) == Manifest(**MANIFEST | {"digest": file_digest(whole)})
     (tmp_path / "cars.txt").write_text("carb\n")
     parts = write_parts(tmp_path, (0, 8), (8, 16), rows=ROWS[16:], sample=digest_names(NAMES[16:]), sample_photos=16)
-    assert merge_parts(parts, whole, tmp_path / "input", tmp_path / "cars.txt") == 16
+    assert merge_parts(parts, whole, tmp_path / "input", tmp_path / "cars.txt").photos == 16
     assert "p0.csv, p1.csv.gz: of another sample than" in refusal(parts)
 
 
