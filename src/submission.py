@@ -53,7 +53,8 @@ def merge(
     whole = merge_parts(parts, output, input_root, cars)
     if whole.kind == ROWS and cars is None:
         note_submission(output, runs, command.command_line())
-    print(f"{output}: {whole.photos} {whole.kind} of {len(parts)} parts{', checked' * (whole.kind == ROWS)}")
+    checked = ", checked" if whole.kind == ROWS else ""
+    print(f"{output}: {whole.kind} of {whole.photos} photos, {len(parts)} parts{checked}")
 
 
 @app.command()

@@ -174,7 +174,7 @@ def test_the_submission_is_what_the_scripts_predict_here_with_the_fetched_folds(
     assert (oof["photos"], oof["folds_missing"], oof["threshold"]) == (32, [], manifest.threshold)
     assert list(manifest.checkpoints["demo"]) == ["0", "1"]
     assert "1 of 2 blocks are there already" in season.machines[6].log
-    assert ("overlays.jpg" in merged.status["files"], "rows of 3 parts, checked" in merged.log) == (True, True)
+    assert ("overlays.jpg" in merged.status["files"], "photos, 3 parts, checked" in merged.log) == (True, True)
     assert (season.server.uploads, len(season.server.submissions)) == ([file.read_bytes()] * 3, 2)
     score = r"CV 0\.\d{5} \(0\.\d{5} to 0\.\d{5}\) of 32 photos"
     message = rf"demo, folds 0 1, identity, {score}, commit [0-9a-f]{{7}}, file [0-9a-f]{{7}}"
@@ -479,7 +479,7 @@ def test_an_upload_begun_again_is_told_from_earlier_ones_of_the_same_file(tmp_pa
 def test_a_fold_is_trained_once_and_shards_are_of_one_split(server, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "GPUS", 2)
     monkeypatch.setattr(launch, "drive", lambda *_: False)  # plans only
-    for folds in ("0", "1-3", "0-3,none"):
+    for folds in ("0", "1,2,3", "0,1,2,3,none"):
         push_train(tmp_path, folds=folds)
     ledger = Ledger(tmp_path / "launch.json")
     assert [entry.part for entry in ledger.entries] == ["folds 0", "folds 1 2", "folds 3", "folds none"]
@@ -627,7 +627,7 @@ def test_sessions_and_hours_are_planned_before_anything_is_sent(server, capsys):
 
 def test_a_budget_is_checked_before_a_push_and_given_to_the_script(server, mounts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(estimates, "computed_hours", lambda *_: ({}, 6 * 100064 / 3600))
-    launch.plan("demo", folds="0-2", budget="12h30m")
+    launch.plan("demo", folds="0,1,2", budget="12h30m")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train folds 0: 12.5 h budgeted, 2 session(s) of two T4"
     assert lines[-3].startswith("in all 38.5 GPU hours, 2 sessions at once; ")  # one to predict

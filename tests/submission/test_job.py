@@ -176,10 +176,12 @@ def test_blocks_of_another_prediction_are_refused_unless_overwritten(slow, comma
 
 def test_the_same_command_does_not_predict_again_what_is_there(command, output, whole):
     run_script(*command, output)
-    before = os.stat(output)
+    before = os.stat(output).st_mtime_ns
     again = run_script(*command, output)
     assert again.stdout == f"{output}: 16 rows, checked; it was predicted before, --overwrite predicts it anew\n"
-    assert (os.stat(output), sorted(os.listdir(output.parent))) == (before, ["x.csv", "x.csv.json"])
+    assert (os.stat(output).st_mtime_ns, sorted(os.listdir(output.parent))) == (before, ["x.csv", "x.csv.json"])
+    refused = run_script(*command, output, "--shard", "1/2", check=False)
+    assert f"{output}: finished, with shard 1/1 instead of 1/2; remove it, or give another" in refused.stderr
     output.write_bytes(whole[:-9])  # not as it was written
     run_script(*command, output)
     assert output.read_bytes() == whole
@@ -235,7 +237,7 @@ def assert_same_rows(output, expected: bytes) -> None:
 def test_blocks_batches_and_shards_change_no_row_and_the_merged_whole_is_recorded(command, output, whole, where):
     run_script(*command, output, "--block-size", 100, "--num-workers", 1)
     assert output.read_bytes() == whole
-    run_script(*command, output, "--batch-size", 5)
+    run_script(*command, output, "--batch-size", 5, "--overwrite")
     assert_same_rows(output, whole)
     journal, merged, *parts = map(output.with_name, ("log.jsonl", "all.csv", "1.zip", "2.csv.gz", "3.csv"))
     journal.touch()
@@ -244,7 +246,7 @@ def test_blocks_batches_and_shards_change_no_row_and_the_merged_whole_is_recorde
     assert [read_manifest(manifest_path(part)).photos for part in parts] == [4, 4, 8]
     assert read_records(journal) == []
     done = run_script("submission.py", "merge", *parts[::-1], "--output", merged, *where)
-    assert done.stdout == f"{merged}: 16 rows of 3 parts, checked\n"
+    assert done.stdout == f"{merged}: rows of 16 photos, 3 parts, checked\n"
     assert merged.read_bytes() == whole
     assert [(record["file"], record["experiments"]) for record in read_records(journal)] == [("all.csv", {"wide": 1.0})]
     refused = run_script(*command, output, "--shard", "1/5", check=False).stderr

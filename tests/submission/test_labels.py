@@ -85,7 +85,7 @@ def test_a_manifest_says_who_labelled_and_from_which_cars_they_have_learnt(made)
     assert manifest["checkpoints"]["two"].keys() == {"0", "1"}
 
 
-@pytest.mark.parametrize("moment", [1, 2, 5, 6, 9, 10, 11])
+@pytest.mark.parametrize("moment", [1, 2, 5, 6, 9, 10, 11, 12])
 def test_labels_of_a_killed_command_are_whole_or_not_there_and_continue_to_the_same_bytes(
     made, command, tmp_path, moment, monkeypatch
 ):

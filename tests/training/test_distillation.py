@@ -118,7 +118,7 @@ def test_only_what_is_out_of_fold_is_learnt_from_and_only_by_those_who_may(demo,
     assert f"{path}: not of photos with masks; src/evaluate.py --soft" in refusal(path)
     assert "not of photos with masks" in refusal(path, kind="labels", **OOF)
     leak = refusal(path, 0, seen=train.cars, **OOF)
-    assert "has learnt from cars of this fold's validation" in leak
+    assert "have learnt from cars of this fold's validation" in leak
     assert leak.endswith("they are for a network of all cars, --fold none")
     assert "of none of the photos that fold none trains on" in refusal(path, photos=test, probs=halves(), **OOF)
     (tmp_path / "x.zip").write_bytes(b"")

@@ -170,7 +170,7 @@ def test_a_run_starts_from_another_runs_weights_of_the_same_fold(tiny, fold, tmp
     with pytest.raises(InputError, match="has other model settings"):
         build_learner(tiny(model={"decoder_channels": [4] * 5}), path)
     other = replace(fold, train=fold.val, val=fold.train)
-    with pytest.raises(InputError, match=rf"/best\.safetensors: has learnt from .* validation: {fold.train.cars[0]}"):
+    with pytest.raises(InputError, match=rf"/best\.safetensors has learnt from .* validation: {fold.train.cars[0]}"):
         train_fold(config, other, overwrite=True)
     with pytest.raises(InputError, match=r"fold1/best\.safetensors: not a readable checkpoint"):
         train_fold(config, replace(fold, number=1, folder=tmp_path / "tiny" / "fold1"))

@@ -283,4 +283,4 @@ def test_the_script_trains_on_labels_and_refuses_those_of_other_folds_in_one_lin
     write_pseudo(labels, names, seen=folds["car"])
     refused = run_script(*command, "--overwrite", "--set", f"data.pseudo={labels}", check=False)
     assert refused.returncode == 2
-    assert "has learnt from cars of this fold's validation" in refused.stderr.splitlines()[-1]
+    assert "have learnt from cars of this fold's validation" in refused.stderr.splitlines()[-1]

@@ -61,7 +61,7 @@ def read_facts(path: Path) -> dict:
             facts = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({error}); train or fetch it again") from None
-    if not facts.keys() >= {"config", "folds_digest", "seen_cars"}:
+    if None in map(facts.get, ("config", "folds_digest", "seen_cars")):
         raise InputError(f"{path}: weights without this project's metadata; give a best.safetensors of src/train.py")
     return facts
 

@@ -19,6 +19,7 @@ from carvana.provenance import file_digest
 from carvana.submission.checker import find_faults
 from carvana.submission.csv import Row, read_submission, write_submission
 from carvana.submission.manifest import (
+    PLACE,
     PREDICTION,
     SAME_JOB,
     Manifest,
@@ -144,13 +145,14 @@ class Blocks:
         return missing
 
     def _finished(self) -> bool:
-        files = [self.output, *self.beside.values()]
-        written = [path for path in files if path.exists() and manifest_path(path).exists()]
-        manifests = {path: read_manifest(manifest_path(path)) for path in written}
-        for path, manifest in manifests.items():
-            if difference := find_difference(self.manifest, manifest, ("shard", *PREDICTION)):
+        files = {ROWS: self.output} | self.beside
+        written = {kind: path for kind, path in files.items() if path.exists() and manifest_path(path).exists()}
+        manifests = {kind: read_manifest(manifest_path(path)) for kind, path in written.items()}
+        for kind, path in written.items():
+            wanted = self.manifest.model_copy(update={"kind": kind})
+            if difference := find_difference(wanted, manifests[kind], (*PLACE, *PREDICTION, "kind")):
                 raise InputError(f"{path}: finished, with {difference}; remove it, or give another name or --overwrite")
-        return written == files and all(file_digest(path) == manifests[path].digest for path in files)
+        return written == files and all(file_digest(path) == manifests[kind].digest for kind, path in files.items())
 
     def fill(self, claimed: list[int], rows: Iterator[Rows], end: float) -> float:
         """Writes blocks until one more, or the joining of all, might not be done at `end`; returns the seconds taken.

@@ -138,7 +138,7 @@ class Job:
 def predict_blocks(job: Job, devices: list[Device], blocks: Blocks, overwrite: bool, end: float) -> str | None:
     """Each device predicts its share of the missing blocks until `end`, in a process of its own; then all are joined.
 
-    Returns what people read of speed and memory; None, and nothing is joined, if blocks are still missing.
+    Returns what people read of it; None, and nothing is joined, if blocks are still missing.
     """
     with alone_in(blocks.folder):
         missing = blocks.begin(overwrite)
@@ -150,7 +150,8 @@ def predict_blocks(job: Job, devices: list[Device], blocks: Blocks, overwrite: b
         figures = side_by_side(fill_blocks, calls) if calls and time.monotonic() < end else []
         if missing := len(blocks.missing()):
             finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
-            again = f"give the same command{' without --overwrite' * overwrite} to continue"
+            anew = overwrite and missing < len(blocks)
+            again = f"give the same command{' without --overwrite' * anew} to continue"
             say(f"{blocks.output}: stopped before it is whole, {finished}; {again}")
             return None
         blocks.finish()

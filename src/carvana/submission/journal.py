@@ -30,8 +30,11 @@ def record_submission(journal: Path, file: Path, runs: Path, command: str) -> di
     """Records a file that has its manifest beside it; made anew, it replaces its last record until that has a score."""
     record, records = build_record(file, read_manifest(manifest_path(file)), runs, command), read_journal(journal)
     place = _last_place(records, file.name)
-    if place is not None and (records[place]["public"], records[place]["private"]) == (None, None):
+    last = {} if place is None else records[place]
+    if last and (last["public"], last["private"]) == (None, None):
         records[place] = record
+    elif last and last == record | {key: last[key] for key in ("public", "private", "command")}:
+        return last
     else:
         records.append(record)
     _write(journal, records)

@@ -51,8 +51,9 @@ class Manifest(BaseModel):
 
 
 PREDICTION = ("sample", "sample_photos", "size", "checkpoints", "weights", "views", "threshold", "postprocess")
+PLACE = ("shard", "first", "photos")
 ALIKE = (*PREDICTION, "backend", "kind")  # in all parts of a submission
-SAME_JOB = (*ALIKE, "shard", "first", "photos", "block_size", "labels", "soft")
+SAME_JOB = (*ALIKE, *PLACE, "block_size", "labels", "soft")
 
 
 def find_difference(first: Manifest, second: Manifest, keys: tuple[str, ...]) -> str | None:

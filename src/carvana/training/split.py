@@ -53,21 +53,22 @@ def with_labels(fold: Fold, pseudo: PseudoPhotos | None, soft: tuple[SoftMasks, 
     with true masks, or if soft masks are of none of its photos.
     """
     if pseudo:
-        place = f"data.pseudo: {pseudo.source.path}"
-        _refuse_leak(place, fold, pseudo.source.seen_cars, f"label with fold {fold.number}'s networks alone")
+        place, remedy = f"data.pseudo: {pseudo.source.path}", f"label with fold {fold.number}'s networks alone"
+        _refuse_leak(f"{place}: its networks have", fold, pseudo.source.seen_cars, remedy)
         if twice := sorted({*fold.train.cars, *fold.val_cars}.intersection(pseudo.cars)):
             raise InputError(f"{place}: labels of cars with true masks: {few(twice)}; label other photos")
     for masks in soft:
         place = f"data.soft: {masks.source.path}"
-        _refuse_leak(place, fold, masks.source.seen_cars, "they are for a network of all cars, --fold none")
+        remedy = "they are for a network of all cars, --fold none"
+        _refuse_leak(f"{place}: its networks have", fold, masks.source.seen_cars, remedy)
         if masks.image_ids.keys().isdisjoint(fold.train.image_ids):
             raise InputError(f"{place}: of none of the photos that {fold} trains on; give another file")
     return replace(fold, pseudo=pseudo, soft=soft)
 
 
-def _refuse_leak(place: str, fold: Fold, seen_cars: list[str], remedy: str) -> None:
+def _refuse_leak(subject: str, fold: Fold, seen_cars: list[str], remedy: str) -> None:
     if leaking := sorted(set(fold.val_cars).intersection(seen_cars)):
-        raise InputError(f"{place}: has learnt from cars of this fold's validation: {few(leaking)}; {remedy}")
+        raise InputError(f"{subject} learnt from cars of this fold's validation: {few(leaking)}; {remedy}")
 
 
 def training_photos(fold: Fold, stage: Config) -> TrainingPhotos:
@@ -92,7 +93,7 @@ def initial_checkpoint(config: Config, fold: Fold) -> Path | None:
     path = run / fold.folder.name / "best.safetensors"
     if path.parent.resolve() == fold.folder.resolve():
         raise InputError(f"train.init_from: {path} is this run's own, which it replaces; give it another --name")
-    _refuse_leak(f"train.init_from: {path}", fold, read_facts(path)["seen_cars"], "start from another run")
+    _refuse_leak(f"train.init_from: {path} has", fold, read_facts(path)["seen_cars"], "start from another run")
     return path
 
 
