@@ -158,6 +158,7 @@ def test_a_file_made_anew_replaces_its_record_until_that_has_a_score(journal, tm
     for option, score, scores in (("--public", 0, "0.0, private not known"), ("--private", 0.99, "0.0, private 0.99")):
         done = run_script("submission.py", "record", "a.csv", "--journal", journal, option, score)
         assert done.stdout.endswith(f"CV {CV} at threshold 0.5, public {scores}\n")
+    submit(tmp_path / "a.csv", threshold=0.6)  # the same again is no other submission
     submit(tmp_path / "a.csv", threshold=0.7)
     facts = [(record["file"], record["threshold"], record["private"]) for record in read_journal(journal)]
     assert facts == [("a.csv", 0.6, 0.99), ("b.csv", 0.5, None), ("a.csv", 0.7, None)]

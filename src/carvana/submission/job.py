@@ -150,8 +150,8 @@ def predict_blocks(job: Job, devices: list[Device], blocks: Blocks, overwrite: b
         figures = side_by_side(fill_blocks, calls) if calls and time.monotonic() < end else []
         if missing := len(blocks.missing()):
             finished = f"{len(blocks) - missing} of {len(blocks)} blocks are in {blocks.folder}"
-            anew = overwrite and missing < len(blocks)
-            again = f"give the same command{' without --overwrite' * anew} to continue"
+            begun = overwrite and missing < len(blocks)  # else what it was to overwrite is still there
+            again = f"give the same command{' without --overwrite' * begun} to continue"
             say(f"{blocks.output}: stopped before it is whole, {finished}; {again}")
             return None
         blocks.finish()
