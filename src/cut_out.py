@@ -32,9 +32,9 @@ def main(
 
     targets, style = find_photos(photos, output), Style(hard, background, tiles)
     style.open_background()  # a mistake is said before networks are loaded
-    choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold, fold)
-    predictor = build_predictor(choice, checkpoints, local_device(precision), Loading(), backend)
-    digests = [network.digest for networks in checkpoints.values() for network in networks]
+    choice, networks = choose(experiments, ensemble, runs, tta, threshold, fold)
+    predictor = build_predictor(choice, networks, local_device(precision), Loading(), backend)
+    digests = [network.digest for folds in networks.values() for network in folds]
     networks = " ".join([*digests, predictor.device.precision, backend])
     kept, faults = write_cutouts(predictor, choice, targets, output, style, overwrite, networks)
     cut = f"{len(targets) - len(faults)} photos" + f", {kept} of them kept from before" * (kept > 0)

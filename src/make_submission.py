@@ -53,15 +53,15 @@ def main(
     if estimate and threshold is None and not ensemble:
         threshold = HALF
     devices = open_devices(count, precision)
-    choice, checkpoints = choose(experiments, ensemble, runs, tta, threshold, fold)
-    quality = photos_of(network.path for folds in checkpoints.values() for network in folds)
+    choice, networks = choose(experiments, ensemble, runs, tta, threshold, fold)
+    quality = photos_of(network.path for folds in networks.values() for network in folds)
     photos = open_test(input_root, cars_file=cars, quality=quality)
     sample = read_names(input_root, bool(beside))
     image_ids = match_sample(sample, photos, whole=cars is None) if sample else photos.image_ids
     loading = Loading(batch_size, num_workers)
-    job = Job(photos, image_ids, checkpoints, choice, devices[0], backend, loading, tuple(beside))
-    networks = sum(map(len, checkpoints.values()))
-    say(f"{choice}; {len(image_ids)} photos, {networks} networks x {len(choice.views)} views, {job.device.device}")
+    job = Job(photos, image_ids, networks, choice, devices[0], backend, loading, tuple(beside))
+    passes = f"{sum(map(len, networks.values()))} networks x {len(choice.views)} views"
+    say(f"{choice}; {len(image_ids)} photos, {passes}, {job.device.device}")
     if estimate:
         return print(*job.estimate_lines(SESSION if hours is None else hours, len(devices)), sep="\n")
     manifest = job.manifest(shard, block_size)

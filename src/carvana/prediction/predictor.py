@@ -191,15 +191,16 @@ class Predictor:
 
 
 def fold_members(
-    folds: Sequence[Checkpoint], views: Sequence[str], device: Device, weight: float = 1.0, backend: str = "torch"
+    networks: Sequence[Checkpoint], views: Sequence[str], device: Device, weight: float = 1.0, backend: str = "torch"
 ) -> list[Member]:
     """An experiment's folds, which share its weight. Their models are changed: they can only predict.
 
     Raises InputError if they were trained at different sizes.
     """
-    fits = {Fit.of(fold.config.data) for fold in folds}
+    fits = {Fit.of(network.config.data) for network in networks}
     if len(fits) > 1:
-        raise InputError(f"{folds[0].path.parents[1]}: its folds were trained at different sizes; train them alike")
+        raise InputError(f"{networks[0].path.parents[1]}: its folds were trained at different sizes; train them alike")
     (fit,) = fits
-    networks = [TTA(prepare_model(fold.model, device, backend, fit.size), views) for fold in folds]
-    return [Member(fit, tta, weight / len(folds), str(fold.path)) for fold, tta in zip(folds, networks, strict=True)]
+    shown = [TTA(prepare_model(network.model, device, backend, fit.size), views) for network in networks]
+    share = weight / len(networks)
+    return [Member(fit, tta, share, str(network.path)) for network, tta in zip(networks, shown, strict=True)]

@@ -18,7 +18,7 @@ def choose(
     experiments: list[str] | None, ensemble: Path | None, runs: Path, tta: str | None, threshold: float | None,
     fold: str | None = None,
 ) -> tuple[Choice, dict[str, list[Checkpoint]]]:  # fmt: skip
-    """What the ensemble's file holds, or all named experiments alike; and their checkpoints.
+    """What the ensemble's file holds, or all named experiments alike; and their networks.
 
     `fold` is what `find_checkpoints` reads, by default `all`. Raises InputError unless it is one of the two, if a
     checkpoint is missing, or if no threshold is given and none was chosen out-of-fold.
@@ -32,13 +32,13 @@ def choose(
         choice, paths = read_ensemble(ensemble, runs)
         return choice, _load(paths)
     views = parse_views("hflip" if tta is None else tta)
-    checkpoints = _load({name: find_checkpoints(runs, name, "all" if fold is None else fold) for name in experiments})
+    networks = _load({name: find_checkpoints(runs, name, "all" if fold is None else fold) for name in experiments})
     if threshold is None:
-        threshold = choose_threshold(runs, checkpoints, views)
-        if any(network.fold is None for networks in checkpoints.values() for network in networks):
+        threshold = choose_threshold(runs, networks, views)
+        if any(network.fold is None for folds in networks.values() for network in folds):
             say("note: the network of all cars has no out-of-fold score; its threshold is that of the folds")
-    weights = dict.fromkeys(checkpoints, 1 / len(checkpoints))
-    return Choice(experiments=weights, views=views, threshold=threshold), checkpoints
+    weights = dict.fromkeys(networks, 1 / len(networks))
+    return Choice(experiments=weights, views=views, threshold=threshold), networks
 
 
 def _load(paths: dict[str, list[Path]]) -> dict[str, list[Checkpoint]]:
@@ -46,11 +46,11 @@ def _load(paths: dict[str, list[Path]]) -> dict[str, list[Checkpoint]]:
 
 
 def build_predictor(
-    choice: Choice, checkpoints: dict[str, list[Checkpoint]], device: Device, loading: Loading, backend: str,
+    choice: Choice, networks: dict[str, list[Checkpoint]], device: Device, loading: Loading, backend: str,
     each: bool = False,
 ) -> Predictor:  # fmt: skip
     """The weighted mean of the experiments, in each of them the mean of its folds; with `each` also each of several."""
     mix = []
-    for name, folds in checkpoints.items():
+    for name, folds in networks.items():
         mix += fold_members(folds, choice.views, device, choice.experiments[name], backend)
     return Predictor([mix, *([member] for member in mix if each and len(mix) > 1)], device, loading)

@@ -55,7 +55,7 @@ class Job:
 
     photos: Photos
     image_ids: list[str]
-    checkpoints: dict[str, list[Checkpoint]]
+    networks: dict[str, list[Checkpoint]]
     choice: Choice
     device: Device
     backend: str
@@ -74,12 +74,12 @@ class Job:
     @property
     def seen_cars(self) -> list[str]:
         """All that any of the networks has learnt from."""
-        return all_seen_cars(fold.path for folds in self.checkpoints.values() for fold in folds)
+        return all_seen_cars(network.path for folds in self.networks.values() for network in folds)
 
     def rows(self, image_ids: list[str]) -> Iterator[Rows]:
         """What is made of each of these photos. Raises InputError if one differs in size from the first of all."""
         choice, each = self.choice, LABELS in self.beside
-        predictor = build_predictor(choice, self.checkpoints, self.device, self.loading, self.backend, each)
+        predictor = build_predictor(choice, self.networks, self.device, self.loading, self.backend, each)
         describe = partial(describe_kinds, self.beside)
         encoded = predictor.encode(self.photos, image_ids, choice.threshold, choice.postprocess, describe)
         for image_id, size, rle, facts in encoded:
@@ -110,7 +110,7 @@ class Job:
         return Manifest(
             shard=shard, first=places.start, photos=len(places), sample=digest_names(names),
             sample_photos=len(names), size=self.size,
-            checkpoints={name: {fold_name(n.fold): n.digest for n in used} for name, used in self.checkpoints.items()},
+            checkpoints={name: {fold_name(n.fold): n.digest for n in used} for name, used in self.networks.items()},
             weights=choice.experiments, views=list(choice.views), threshold=choice.threshold,
             postprocess=vars(choice.postprocess), batch_size=batch_size, block_size=block_size,
             device=str(self.device), backend=self.backend, commit=git_commit(), versions=versions(),
