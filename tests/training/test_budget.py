@@ -70,7 +70,8 @@ def simulate(planned: list[int], paces: list[Pace], slowdowns: dict[int, float])
         slowdown = slowdowns.get(len(spent), slowdown)
         measured = [pace.later if n else pace.first for pace, e in zip(paces, epochs, strict=True) for n in range(e)]
         spent.append(slowdown * measured[len(spent)])
-        epochs = adapt(epochs, planned, paces, spent, 300 - sum(spent))
+        epochs = adapt(epochs, planned, paces, spent, 300 - sum(spent), spare=9)
+        planned = [*map(max, planned, epochs)]
     return epochs, spent
 
 
@@ -82,17 +83,18 @@ def test_a_slow_machine_begins_one_epoch_at_most_after_the_end(planned, paces, s
         begun_late = [number for number in range(len(spent)) if sum(spent[:number]) >= 300]
         assert len(begun_late) <= 1
         assert epochs[-1] >= 1
-        assert epochs == planned or slowdown > 1
-        assert all(number <= most for number, most in zip(epochs, planned, strict=True))
+        assert epochs == planned or slowdown != 1
+        assert all(number <= most for number, most in zip(epochs, planned, strict=True)) or slowdown < 1
     _, spent = simulate(planned, paces, {0: slowdown})  # is seen at once
     assert sum(spent) <= 300 + slowdown * paces[-1].later / 2 or slowdown == 100
+    assert sum(spent) > 300 - 9 - 1.5 * slowdown * paces[-1].later
 
 
 def test_a_disturbance_that_ends_gives_the_epochs_back():
     planned = [14, 26]
     assert simulate(planned, PACES, {5: 30, 6: 1})[0] == [14, 21]  # 58 s are gone, of which 9 s were not planned for
     epochs, spent = simulate(planned, PACES, {5: 8, 8: 1})
-    assert abs(sum(spent) - 300) <= 10
+    assert 280 < sum(spent) <= 310
     assert sum(simulate(planned, PACES, {5: 8})[0]) < sum(epochs)
 
 
@@ -119,6 +121,7 @@ def test_a_budgeted_run_is_that_of_the_same_epochs_given_by_hand(fold, monkeypat
     measured = Mock(wraps=measure_paces)
     monkeypatch.setattr(module, "measure_paces", measured)
     monkeypatch.setattr(module, "plan_epochs", lambda *_: [1, 2])
+    monkeypatch.setattr(module, "adapt", lambda epochs, *_: epochs)  # many more would fit
     by_hand = replace(fold, folder=fold.folder.with_name("by_hand"))
     train_fold(CONFIG.with_epochs([1, 2]), by_hand)
     assert train_fold(CONFIG, fold, budget=Budget(3600))
@@ -197,6 +200,7 @@ def test_a_plan_of_which_no_epoch_was_done_is_made_anew_by_the_machine_that_goes
     monkeypatch.setattr(module, "measure_paces", Mock(side_effect=[slow_machine, fast_machine]))
     with patch.object(runs, "run_epoch", side_effect=Killed), pytest.raises(Killed):
         train_fold(CONFIG, fold, budget=Budget(20))
+    monkeypatch.setattr(module, "adapt", lambda epochs, *_: epochs)
     assert train_fold(CONFIG, fold, resume=True, budget=Budget(20))
     assert sum(stage_epochs(read_run(fold.folder))) == 6
 

@@ -20,9 +20,15 @@ def read_journal(path: Path) -> list[dict]:
 
 
 def note_submission(file: Path, runs: Path, command: str) -> None:
-    """Records a file that lies in a folder with a journal; elsewhere nothing is recorded. A run's log is none."""
+    """Records a file in the journal of its folder, if there is one, unless its last record says the same."""
     journal = file.with_name("log.jsonl")
-    if journal.exists() and not file.with_name("run.json").exists():
+    if not journal.exists() or file.with_name("run.json").exists():
+        return
+    records = read_journal(journal)
+    place = _last_place(records, file.name)
+    last = {} if place is None else records[place]
+    kept = {key: last.get(key) for key in ("public", "private", "command")}
+    if last != build_record(file, read_manifest(manifest_path(file)), runs, command) | kept:
         record_submission(journal, file, runs, command)
 
 
@@ -30,11 +36,8 @@ def record_submission(journal: Path, file: Path, runs: Path, command: str) -> di
     """Records a file that has its manifest beside it; made anew, it replaces its last record until that has a score."""
     record, records = build_record(file, read_manifest(manifest_path(file)), runs, command), read_journal(journal)
     place = _last_place(records, file.name)
-    last = {} if place is None else records[place]
-    if last and (last["public"], last["private"]) == (None, None):
+    if place is not None and (records[place]["public"], records[place]["private"]) == (None, None):
         records[place] = record
-    elif last and last == record | {key: last[key] for key in ("public", "private", "command")}:
-        return last
     else:
         records.append(record)
     _write(journal, records)

@@ -28,7 +28,7 @@ class Plan:
 
     budget: Budget
     experiment: Config
-    planned: list[int]  # at first
+    planned: list[int]  # at first; of the last stage the most since
     epochs: list[int]
     paces: list[Pace]
     measuring: float  # seconds of the budget
@@ -44,13 +44,15 @@ class Plan:
         return {"planned": self.planned, "epochs": self.epochs, "paces": self.paces, "measuring": measuring}
 
     def adapt(self, records: list[dict]) -> bool:
-        """Takes epochs out if those to come do not fit any more, and back in if they do; whether it did either.
+        """Takes epochs out if those to come do not fit any more, and adds some if more do; whether it did either.
 
         All processes do what the first one does, as their clocks differ.
         """
         spent = [self.budget.spent(record) for record in records]
         left, before = self.budget.seconds - self.measuring - sum(spent), self.epochs
-        (self.epochs,) = broadcast_object_list([adapt(before, self.planned, self.paces, spent, left)])
+        spare = (1 - PLANNED) * self.budget.seconds
+        (self.epochs,) = broadcast_object_list([adapt(before, self.planned, self.paces, spent, left, spare)])
+        self.planned = [*map(max, self.planned, self.epochs)]
         return self.epochs != before
 
     def __str__(self) -> str:
@@ -124,21 +126,27 @@ def total_seconds(epochs: Sequence[int], paces: Sequence[Pace]) -> float:
     return sum(pace.seconds(number) for number, pace in zip(epochs, paces, strict=True))
 
 
-def adapt(epochs: list[int], planned: list[int], paces: list[Pace], spent: list[float], left: float) -> list[int]:
-    """Fewer epochs, or more up to what was `planned` at first, if those to come miss `left` seconds by half an epoch.
+def adapt(
+    epochs: list[int], planned: list[int], paces: list[Pace], spent: list[float], left: float, spare: float
+) -> list[int]:
+    """Fewer epochs, or up to what was `planned` again, if those to come miss `left` seconds by half an epoch.
 
-    `spent` are the seconds of the epochs done. One of the last stage remains, whatever is left: it ends the schedule.
+    The last stage has more if that leaves `spare` seconds. `spent` are the seconds of the epochs done. One epoch of
+    the last stage remains, whatever is left: it ends the schedule.
     """
     done = [min(number, max(0, len(spent) - sum(epochs[:stage]))) for stage, number in enumerate(epochs)]
     to_come, now = subtract(epochs, done), present_paces(paces, done, spent)
-    half, over = now[-1].later / 2, total_seconds(to_come, now) - left
-    if not any(to_come) or abs(over) <= half or (over < 0 and epochs == planned):
+    if not any(to_come):
         return epochs
-    current = next(stage for stage, number in enumerate(to_come) if number)  # no earlier one is gone back to
-    fitting = [0] * current + subtract(planned, done)[current:]
-    if total_seconds(fitting, now) > left + half:
-        fitting = fit_epochs(fitting, now, left + half, least=[0] * (len(paces) - 1) + [1])
-    return [min(most, ended + number) for most, ended, number in zip(planned, done, fitting, strict=True)]
+    half, over = now[-1].later / 2, total_seconds(to_come, now) - left
+    if over > half or (over < -half and epochs != planned):
+        current = next(stage for stage, number in enumerate(to_come) if number)  # no earlier one is gone back to
+        to_come = [0] * current + subtract(planned, done)[current:]
+        if total_seconds(to_come, now) > left + half:
+            to_come = fit_epochs(to_come, now, left + half, least=[0] * (len(paces) - 1) + [1])
+            to_come = [*map(min, to_come, subtract(planned, done))]
+    to_come[-1] += max(0, int((left - spare - total_seconds(to_come, now)) // now[-1].later))
+    return [ended + number for ended, number in zip(done, to_come, strict=True)]
 
 
 def present_paces(paces: list[Pace], done: list[int], spent: list[float]) -> list[Pace]:
