@@ -22,23 +22,21 @@ def read_journal(path: Path) -> list[dict]:
 def note_submission(file: Path, runs: Path, command: str) -> None:
     """Records a file in the journal of its folder, if there is one, unless its last record says the same."""
     journal = file.with_name("log.jsonl")
-    if not journal.exists() or file.with_name("run.json").exists():
-        return
-    records = read_journal(journal)
-    place = _last_place(records, file.name)
-    last = {} if place is None else records[place]
-    kept = {key: last.get(key) for key in ("public", "private", "command")}
-    if last != build_record(file, read_manifest(manifest_path(file)), runs, command) | kept:
-        record_submission(journal, file, runs, command)
+    if journal.exists() and not file.with_name("run.json").exists():  # a run's log is no journal
+        record_submission(journal, file, runs, command, again=False)
 
 
-def record_submission(journal: Path, file: Path, runs: Path, command: str) -> dict:
-    """Records a file that has its manifest beside it; made anew, it replaces its last record until that has a score."""
+def record_submission(journal: Path, file: Path, runs: Path, command: str, again: bool = True) -> dict:
+    """Records a file that has its manifest beside it; made anew, it replaces its last record until that has a score.
+
+    What has a score is recorded a second time only if it is another prediction, or sent `again`.
+    """
     record, records = build_record(file, read_manifest(manifest_path(file)), runs, command), read_journal(journal)
     place = _last_place(records, file.name)
-    if place is not None and (records[place]["public"], records[place]["private"]) == (None, None):
+    last = {} if place is None else records[place]
+    if last and (last["public"], last["private"]) == (None, None):
         records[place] = record
-    else:
+    elif again or last != record | {key: last.get(key) for key in ("public", "private", "command")}:
         records.append(record)
     _write(journal, records)
     return record
